@@ -1,0 +1,97 @@
+"""Prompts sorted by last token and cut into blocks: every block belongs to one row of ``S``.
+
+The likelihood splits into one problem per last token. Scattering each prompt's (K, K) piece of
+curvature into its row would hold or touch (n, K, K) numbers; here each row's prompts stand
+together, a block's curvature is one matrix product, and only blocks are summed by row.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Bool, Float, Int
+
+_SMALLEST, _LARGEST = 8, 256  # prompts in a block
+_ELEMENTS = 2**20  # curvature entries of the blocks that are multiplied at once
+
+
+class Blocks(NamedTuple):
+    """``n`` prompts over K tokens in G blocks of C slots; slots without a prompt weigh nothing."""
+
+    log_counts: Float[Array, "block slot token"]  # minus infinity where the token is absent
+    labels: Int[Array, "block slot"]
+    weight: Float[Array, "block slot"]  # 1 for a prompt, 0 for an empty slot
+    row: Int[Array, " block"]  # the last token of the block's prompts
+
+    @property
+    def num_tokens(self) -> int:
+        """Vocabulary size K."""
+        return self.log_counts.shape[-1]
+
+    @property
+    def support(self) -> Bool[Array, "block slot token"]:
+        """The tokens that stand in each prompt; none in an empty slot."""
+        return jnp.isfinite(self.log_counts) & (self.weight > 0)[..., None]
+
+    @property
+    def emitted(self) -> Bool[Array, "block slot token"]:
+        """One-hot labels; none in an empty slot."""
+        return self.is_label & (self.weight > 0)[..., None]
+
+    @property
+    def is_label(self) -> Bool[Array, "block slot token"]:
+        """One-hot labels, empty slots included."""
+        return self.labels[..., None] == jnp.arange(self.num_tokens)
+
+    def sum_by_row(self, x: jax.Array) -> jax.Array:
+        """Sum of per-block arrays (G, ...) over the blocks of each row, (K, ...)."""
+        return jax.ops.segment_sum(x, self.row, self.num_tokens, indices_are_sorted=True)
+
+    def labels_per_row(self) -> Float[Array, " token"]:
+        """How many prompts end in each token."""
+        return self.sum_by_row(self.weight.sum(-1))
+
+
+def blocks_of(counts: jax.Array, last: jax.Array, labels: jax.Array | None = None) -> Blocks:
+    """Sort prompts by last token into blocks. O(nK) time and memory, shapes from (n, K) alone.
+
+    Args:
+        counts: (n, K) token counts.
+        last: (n,) last tokens.
+        labels: (n,) next tokens, or None where only the prompts matter.
+    """
+    n, num_tokens = counts.shape
+    size = min(max(n // (8 * num_tokens), _SMALLEST), _LARGEST)
+    number = (n + min(n, num_tokens) * (size - 1)) // size
+    together = min(number, blocks_together(num_tokens))
+    number = -(-number // together) * together
+
+    per_row = jnp.zeros(num_tokens, jnp.int32).at[last].add(1)
+    blocks_per_row = -(-per_row // size)
+    ends = jnp.cumsum(blocks_per_row)
+    order = jnp.argsort(last, stable=True)
+    rank = jnp.arange(n) - (jnp.cumsum(per_row) - per_row)[last[order]]
+    slot = size * (ends - blocks_per_row)[last[order]] + rank
+    prompt = jnp.full(number * size, n, jnp.int32).at[slot].set(order.astype(jnp.int32))
+    prompt = prompt.reshape(number, size)
+
+    filled = prompt < n
+    taken = jnp.minimum(prompt, n - 1)
+    dtype = jnp.result_type(float)
+    held = jnp.where(filled[..., None], counts[taken], 1)
+    row = jnp.searchsorted(ends, jnp.arange(number), side="right").astype(jnp.int32)
+    return Blocks(
+        log_counts=jnp.log(held.astype(dtype)),
+        labels=jnp.zeros_like(taken) if labels is None else labels[taken].astype(jnp.int32),
+        weight=filled.astype(dtype),
+        row=jnp.minimum(row, num_tokens - 1),
+    )
+
+
+def blocks_together(num_tokens: int) -> int:
+    """How many blocks' (K, K) curvatures may be held at once."""
+    return max(1, _ELEMENTS // num_tokens**2)

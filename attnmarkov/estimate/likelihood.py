@@ -1,0 +1,95 @@
+"""The log-likelihood of every row, its gradient, and its curvature."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from attnmarkov.estimate._blocks import blocks_together
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
+    from attnmarkov.estimate._blocks import Blocks
+
+
+class Evaluation(NamedTuple):
+    """Row losses at one ``S``, per label of the row."""
+
+    loss: Float[Array, " row"]
+    gradient: Float[Array, "row token"]
+    probs: Float[Array, "block slot token"]
+
+
+def laws(blocks: Blocks, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Next-token laws (G, C, K) and their log normalisers (G, C, 1)."""
+    scores = blocks.log_counts + logits[blocks.row][:, None, :]
+    top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
+    weights = jnp.exp(scores - top)
+    total = weights.sum(-1, keepdims=True)
+    return weights / total, top + jnp.log(total)
+
+
+def evaluate(blocks: Blocks, logits: jax.Array, prior: jax.Array) -> Evaluation:
+    """The objective ``(Σ_i ℓ_i(S[k]) + prior/2 ‖S[k]‖²) / n_k`` of every row ``k``.
+
+    ``ℓ = −S[k, y] + log Σ_j n_j e^{S[k, j]}``: the constant ``−log n_y`` is left out. Dividing by
+    the row's number of labels ``n_k`` (1 if none) leaves the optimum where it is and puts all
+    rows on one scale. The gradient sums the residuals ``p − 1_y``, so that nothing cancels.
+    """
+    probs, normaliser = laws(blocks, logits)
+    is_label = blocks.is_label
+    own = logits[blocks.row][:, None, :]
+    label_score = jnp.where(is_label, own, 0).sum(-1)
+    loss = ((normaliser[..., 0] - label_score) * blocks.weight).sum(-1)
+    residual = ((probs - is_label) * blocks.weight[..., None]).sum(1)
+    scale = 1 / jnp.maximum(blocks.labels_per_row(), 1)
+    penalty = prior / 2 * (logits**2).sum(-1)
+    return Evaluation(
+        loss=scale * (blocks.sum_by_row(loss) + penalty),
+        gradient=scale[:, None] * (blocks.sum_by_row(residual) + prior * logits),
+        probs=probs,
+    )
+
+
+@jax.custom_vjp
+def total_objective(logits: jax.Array, blocks: Blocks, prior: jax.Array) -> jax.Array:
+    """The sum of the row objectives of :func:`evaluate`: one scalar for first-order solvers."""
+    return evaluate(blocks, logits, prior).loss.sum()
+
+
+def _forward(logits: jax.Array, blocks: Blocks, prior: jax.Array):
+    at = evaluate(blocks, logits, prior)
+    return at.loss.sum(), at.gradient
+
+
+def _backward(gradient: jax.Array, cotangent: jax.Array):
+    return cotangent * gradient, None, None
+
+
+total_objective.defvjp(_forward, _backward)
+
+
+def curvature(blocks: Blocks, probs: jax.Array) -> Float[Array, "row token token"]:
+    """``H_k = Σ_{i: last = k} (diag p_i − p_i p_iᵀ)``, the Hessian of each row's summed loss.
+
+    Each ``H_k`` is a weighted Laplacian of the co-occurrence graph and is assembled as one: the
+    diagonal is minus the sum of the off-diagonal entries, also where ``p`` rounds to 1.
+
+    Time O(nK²), memory O(nK + K³).
+    """
+    size = blocks.num_tokens
+    step = min(blocks.row.shape[0], blocks_together(size))
+    weighted = probs * jnp.sqrt(blocks.weight)[..., None]  # weights are 0 or 1, or counts
+
+    def add(total: jax.Array, part: tuple[jax.Array, jax.Array]):
+        p, row = part
+        products = jnp.einsum("gca,gcb->gab", p, p, precision=jax.lax.Precision.HIGHEST)
+        return total.at[row].add(products, indices_are_sorted=True), None
+
+    cut = (weighted.reshape(-1, step, *probs.shape[1:]), blocks.row.reshape(-1, step))
+    summed = jax.lax.scan(add, jnp.zeros((size, size, size), probs.dtype), cut)[0]
+    off_diagonal = summed * (1 - jnp.eye(size, dtype=probs.dtype))
+    return off_diagonal.sum(-1)[..., None] * jnp.eye(size, dtype=probs.dtype) - off_diagonal

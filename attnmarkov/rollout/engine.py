@@ -1,0 +1,44 @@
+"""What an engine is: a way to advance a batch of generating lanes by the same number of steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Key
+
+    from attnmarkov.prompts import Prompts
+
+
+class Engine(Protocol):
+    """Simulates lanes of one CCMC; lane ``r`` draws from ``keys[r]`` alone.
+
+    Attributes:
+        max_lanes: The most lanes worth running in one call; :func:`attnmarkov.rollout` splits
+            larger batches.
+    """
+
+    @property
+    def max_lanes(self) -> int:
+        """The most lanes worth running in one call."""
+        ...
+
+    def tokens(
+        self,
+        logits: Float[Array, "token token"],
+        keys: Key[Array, " lane"],
+        prompts: Prompts,
+        num_steps: int,
+    ) -> Int[Array, "lane step"]:
+        """The tokens drawn at steps ``0..num_steps-1``."""
+        ...
+
+    def counts(
+        self,
+        logits: Float[Array, "token token"],
+        keys: Key[Array, " lane"],
+        prompts: Prompts,
+        at: Int[Array, " record"],
+    ) -> Int[Array, "lane record token"]:
+        """The whole context's counts after each of ``at`` steps (increasing)."""
+        ...

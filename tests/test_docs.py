@@ -1,0 +1,44 @@
+"""Everything the documentation shows runs: docstring examples and README's."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import attnmarkov
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(
+    m.name
+    for m in pkgutil.walk_packages(attnmarkov.__path__, "attnmarkov.")
+    if not m.name.endswith("__main__")
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    assert module.__doc__, f"{name} has no docstring"
+    failed, _ = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+def test_public_names_have_docstrings_and_exist():
+    for name in [*attnmarkov.__all__, *attnmarkov._LAZY]:
+        assert getattr(attnmarkov, name).__doc__, f"attnmarkov.{name} has no docstring"
+
+
+def test_readme_example(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "every logit" in capsys.readouterr().out
+    assert (tmp_path / "frequencies.png").stat().st_size > 10_000
+
+
+def test_readme_links_exist():
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
