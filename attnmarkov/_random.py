@@ -12,17 +12,19 @@ probability 1e-8; ``u < p`` with a float32 ``u`` returns it too often, since ``u
   pairs of 32-bit words, found by bisection in O(log K).
 
 Both consume two uint32 words per draw. The words of step ``t`` of replicate ``r`` depend on
-``(key, r, t)`` alone, so a batch may be split and a run may be cut anywhere. (The first ``m``
-words of a shorter array of bits are those of a longer one because JAX's threefry is
-partitionable, its default.)
+``(key, r, t)`` and the consumer's name alone, so a batch may be split and a run may be cut
+anywhere. (The first ``m`` words of a shorter array of bits are those of a longer one because
+JAX's threefry is partitionable, its default.)
 """
 
 from __future__ import annotations
 
+import zlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,11 +34,19 @@ if TYPE_CHECKING:
 
 BLOCK = 128  # steps whose random words are made at once; part of the definition of the stream
 _UNITS = 2.0**31
+_FEW = 256  # weights that may share one rounding
 
 
-def replicate_keys(key: Key[Array, ""], ids: Int[Array, " replicate"]) -> Key[Array, " replicate"]:
-    """One key per replicate id, whatever batch the id stands in."""
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(ids)
+def replicate_keys(
+    key: Key[Array, ""], ids: Int[Array, " replicate"], stream: str
+) -> Key[Array, " replicate"]:
+    """One key per replicate id, whatever batch the id stands in.
+
+    ``stream`` names the consumer, so that a user who gives one key to two functions (prompts,
+    then their labels) does not get the same random words in both.
+    """
+    own = jax.random.fold_in(key, zlib.crc32(stream.encode()))
+    return jax.vmap(lambda i: jax.random.fold_in(own, i))(ids)
 
 
 def words(key: Key[Array, ""], num: int, block: ArrayLike = 0) -> UInt32[Array, "num 2"]:
@@ -63,6 +73,9 @@ def scan_steps(
         return jax.lax.scan(step, state, lane_words(keys, num, index))
 
     full, rest = divmod(num_steps, BLOCK)
+    if num_steps == 0:
+        out = jax.eval_shape(step, state, lane_words(keys, 1)[0])[1]
+        return state, jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), out)
     outputs = []
     if full:
         state, out = jax.lax.scan(lambda s, i: block(s, i, BLOCK), state, jnp.arange(full))
@@ -102,18 +115,25 @@ def draw(
     an infinity, returns -1.
     """
     weights = jnp.moveaxis(weights, axis, 0)
+    size = weights.shape[0]
+    top = weights.max(0)
+    weights = weights / jnp.where(top > 0, top, 1)  # else 2**31 / total may overflow
     total = weights.sum(0)
     u = bits[0] >> 1
     v = (bits[1] >> 8).astype(weights.dtype) * 2.0**-24
+    if size > _FEW:  # many equal weights would all be rounded up, or all down, together
+        spread = np.arange(size) * 0.6180339887498949 % 1
+        v = v + jnp.asarray(spread, weights.dtype).reshape(-1, *([1] * total.ndim))
+        v = v - jnp.floor(v)
     units = (weights * (_UNITS / total) + v).astype(jnp.int32).astype(jnp.uint32)
-    tokens = jnp.arange(weights.shape[0], dtype=jnp.int32).reshape(-1, *([1] * total.ndim))
+    tokens = jnp.arange(size, dtype=jnp.int32).reshape(-1, *([1] * total.ndim))
     largest = jnp.argmax(weights, axis=0).astype(jnp.int32)
     # The largest weight is left out of the running sum and takes the rest of the interval, so
     # each addend is at most 2**30, and the sum at most 2**31 plus one unit of rounding a token.
     units = jnp.where((tokens == largest) | (weights <= 0), 0, units)
     below = (jnp.cumsum(units, axis=0) <= u).sum(0, dtype=jnp.int32)
     ok = (total > 0) & jnp.isfinite(total)
-    return jnp.where(ok, jnp.where(below == weights.shape[0], largest, below), -1)
+    return jnp.where(ok, jnp.where(below == size, largest, below), -1)
 
 
 class FixedTable(NamedTuple):

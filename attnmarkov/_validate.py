@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 ROW_SUM_TOLERANCE = 1e-5  # float32 rows of a few thousand entries sum to 1 within this
 
@@ -44,6 +47,29 @@ def integer(value: Any, name: str, *, minimum: int) -> int:
     if number < minimum:
         raise ValueError(f"{name}: must be at least {minimum}, got {number}")
     return number
+
+
+def seed(value: Any) -> int:
+    """``value`` as a seed, 0 to 2**32 - 1: a JAX key takes no more than 32 bits of it."""
+    number = integer(value, "seed", minimum=0)
+    if number >= 2**32:
+        raise ValueError(f"seed: must be below 2**32, got {number}")
+    return number
+
+
+@contextlib.contextmanager
+def writing(path: Path, name: str, folder: Path | None = None) -> Iterator[None]:
+    """Make ``folder`` (``path`` if None), see that it can be written, then do the block.
+
+    An ``OSError``, of the block too, becomes a ``ValueError`` that names the argument and ``path``.
+    """
+    folder = folder or path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()  # fails now rather than after an hour
+        yield
+    except OSError as error:
+        raise ValueError(f"{name}: cannot write to {path} ({error})") from None
 
 
 def choice(value: Any, name: str, known: Iterable[str]) -> str:

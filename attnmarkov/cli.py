@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from attnmarkov.sweep import Experiment
 
 RESULTS = Path("attnmarkov-results")
+_HELP = {"-h", "--help"}
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,15 @@ def _dispatch(args: list[str]) -> int:
         return 0
     prog = f"attnmarkov {name}"
     match name:
-        case "run":
-            experiment, options = _experiment(rest)
-            if experiment is not None:
-                return _run(experiment, options, args)
+        case "run" if rest and not rest[0].startswith("-"):
+            return _run(rest[0], rest[1:], args)
+        case "run" if not _HELP & set(rest):
+            from attnmarkov import experiments
+
+            known = ", ".join(experiments.names())
+            raise ValueError(
+                f"experiment: must come right after run, before the options; known: {known}"
+            )
         case "fit-text":
             from attnmarkov.experiments import fit_text
 
@@ -151,16 +157,6 @@ def _help(args: list[str]) -> None:
         )
     kinds = tuple(Annotated[v, subcommand(k)] for k, v in COMMANDS.items())
     _parse(Union[kinds], args, "attnmarkov", DESCRIPTION)  # noqa: UP007
-
-
-def _experiment(rest: list[str]) -> tuple[str | None, list[str]]:
-    """The experiment that ``run`` names, wherever it stands, and the options."""
-    from attnmarkov import experiments
-
-    for i, word in enumerate(rest):
-        if word in experiments.names() or (i == 0 and not word.startswith("-")):
-            return word, rest[:i] + rest[i + 1 :]
-    return None, rest
 
 
 def _list() -> None:
@@ -234,7 +230,7 @@ def _report(out: Path) -> Report:
 
 def _parse(kind: Any, args: list[str], prog: str, description: str | None = None) -> Any:
     """Parse options with tyro; what is wrong with them becomes a one-line ``ValueError``."""
-    if {"-h", "--help"} & set(args):
+    if _HELP & set(args):
         return tyro.cli(kind, args=args, prog=prog, description=description)
     stderr = io.StringIO()
     try:
@@ -260,10 +256,14 @@ def _wide() -> Iterator[None]:
 
 
 def _message(box: str) -> str:
-    """What tyro's message says between its title and its first rule, and the option it suggests."""
+    """What tyro's message says between its title and its first rule, and the option it suggests.
+
+    All that it says if that is nothing.
+    """
     plain = re.sub(r"\x1b\[[\d;]*m|[╭╮╰╯│]", "", box)
     body = "\n".join(line.strip() for line in plain.splitlines()[1:])
     parts = [" ".join(part.split()) for part in re.split(r"^[─-]+$", body, flags=re.MULTILINE)]
-    message = next((part for part in parts if part), "arguments cannot be read").rstrip(".")
+    all_words = " ".join(plain.split()).strip("─- ")
+    message = next(filter(None, [*parts, all_words]), "arguments cannot be read").rstrip(".")
     near = re.search(r"Perhaps you meant:\s*(--[\w-]+)", body)
     return message + (f"; did you mean {near[1]}?" if near else "")

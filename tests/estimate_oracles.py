@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from fractions import Fraction
 
 import jax
 import networkx as nx
@@ -69,6 +70,31 @@ def hessian(logits, counts, last):
         p = law(logits, c, k)
         h[k] += np.diag(p) - np.outer(p, p)
     return h
+
+
+def pseudo_inverse_diagonal(information, prior=0.0):
+    """Diagonals of pseudo-inverses of connected Laplacians plus a prior, in rational numbers.
+
+    The entries off the diagonal of ``information`` (rows, K, K) are taken for exact. With
+    ``J = 11ᵀ / K``, ``(L + prior + J)⁻¹ − J / (prior + 1)`` is the one on centred rows.
+    """
+    return np.array([_exact_diagonal(block, Fraction(float(prior))) for block in information])
+
+
+def _exact_diagonal(block, prior):
+    size = len(block)
+    weight = [[Fraction(-float(block[a, b])) for b in range(size)] for a in range(size)]
+    table = [[Fraction(1, size) - weight[a][b] for b in range(size)] for a in range(size)]
+    for a in range(size):
+        table[a][a] += sum(weight[a]) + prior
+        table[a] += [Fraction(a == b) for b in range(size)]
+    for column in range(size):  # Gauss-Jordan; positive definite, so that no pivot is zero
+        table[column] = [x / table[column][column] for x in table[column]]
+        for a in set(range(size)) - {column}:
+            factor = table[a][column]
+            pairs = zip(table[a], table[column], strict=True)
+            table[a] = [x - factor * y for x, y in pairs]
+    return [float(table[a][size + a] - 1 / (size * (prior + 1))) for a in range(size)]
 
 
 def maximum(counts, last, y, prior=0.0):

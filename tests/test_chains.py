@@ -103,7 +103,7 @@ def test_bad_arguments(key):
         chain.sample(jnp.zeros(2, jnp.uint32), 3)
     with pytest.raises(ValueError, match="key: expected a single key"):
         chain.sample(jax.random.split(key), 3)
-    with pytest.raises(ValueError, match="concentration: must be finite and above 0, got -1"):
+    with pytest.raises(ValueError, match="concentration: must be one number above 0, got -1"):
         am.random_transition_matrix(key, 3, -1.0)
     with pytest.raises(ValueError, match="num_tokens: must be at least 1, got 0"):
         am.random_transition_matrix(key, 0)

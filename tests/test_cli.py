@@ -47,10 +47,25 @@ def test_run_writes_dataset_figures_claims_and_report(capsys, tmp_path):
     assert len(json.loads((out / "claims.json").read_text())) == 2
 
 
-def test_run_takes_options_first_presets_and_a_default_folder(tmp_path):
-    assert main(["run", "--preset", "full", "--sides", "5", "dice"]) == 0
+def test_run_takes_presets_and_a_default_folder(tmp_path):
+    assert main(["run", "dice", "--preset", "full", "--sides", "5"]) == 0
     dataset = sweep.open_results(tmp_path / "attnmarkov-results" / "dice" / "dice.zarr")
     assert dict(dataset.sizes) == {"config": 1, "replicate": 40, "step": 3}
+
+
+@pytest.mark.parametrize("line", ["--out coins dice", "--preset quick --out coins dice"])
+def test_the_value_of_an_option_is_never_taken_for_the_experiment(
+    line, monkeypatch, capsys, tmp_path
+):
+    two = dict.fromkeys(("dice", "coins"), "dice_experiment:Dice")
+    monkeypatch.setattr(experiments, "REGISTRY", two)
+    assert main(["run", *line.split()]) == 2
+    error = capsys.readouterr().err
+    assert "experiment: must come right after run, before the options" in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+    assert main(["run", "dice", "--out", "coins"]) == 0
+    assert (tmp_path / "coins" / "dice.zarr").is_dir()
 
 
 def test_reproduce_and_report(capsys, tmp_path):
@@ -102,8 +117,9 @@ BAD = {
     "reprodce": "unknown command 'reprodce'; did you mean 'reproduce'?",
     "--lost": "--lost",
     "list extra": "extra",
-    "run": "EXPERIMENT",
-    "run --seed 1": "'experiment'",
+    "run": "experiment: must come right after run, before the options; known: dice",
+    "run --seed 1": "experiment: must come right after run",
+    "run --sides 5 dice": "experiment: must come right after run",
     "run dcie": "unknown experiment 'dcie'; did you mean 'dice'? known: dice",
     "run dice --side 3": "--side, 3; did you mean --sides?; see attnmarkov run dice --help",
     "run dice --sides three": "three",
@@ -121,6 +137,10 @@ BAD = {
     "report file": "no results of an experiment in file",
     "fit-text": "attnmarkov fit-text --help",
     "fit-text missing.txt": "missing.txt",
+    "fit-text file --level line": "'line'",
+    "fit-text file --solver sgd": "'sgd'",
+    "fit-text file --seed 99999999999999999999": "seed: must be below 2**32, got 999999999999",
+    "fit-text file --generate 3000000000": "generate: ",
 }
 
 
@@ -134,6 +154,32 @@ def test_bad_input_is_one_line_and_exit_code_2(line, capsys, tmp_path):
     assert captured.err.startswith("attnmarkov: error: ")
     assert BAD[line] in captured.err
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("drawn", "shown"),
+    [
+        ("", "arguments cannot be read; see attnmarkov report --help"),
+        ("╭───╮\n╰───╯\n", "arguments cannot be read; see attnmarkov report --help"),
+        ("no box at all", "no box at all; see attnmarkov report --help"),
+        ("\x1b[31m╭─ Only a title ─╮\x1b[0m\n", "Only a title; see attnmarkov report --help"),
+        ("+--- Title ---+\n| what is\r\n\n|   wrong |\n+----+", "what is"),
+    ],
+)
+def test_a_message_of_tyro_that_cannot_be_parsed_is_still_one_line(
+    drawn, shown, monkeypatch, capsys
+):
+    def cli(*_, **__):
+        print(drawn, end="", file=sys.stderr)
+        raise SystemExit(2)
+
+    monkeypatch.setattr("tyro.cli", cli)
+    assert main(["report", "--dri", "x"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("attnmarkov: error: ")
+    assert shown in captured.err
+    assert len(captured.err.splitlines()) == 1
 
 
 def test_an_error_of_many_lines_becomes_one(monkeypatch, capsys):
@@ -163,7 +209,10 @@ def test_results_of_another_run_are_refused(capsys):
         ("run dice --help", "(default: 2 6)"),
         ("run dice --preset quick --help", "(default: 4)"),
         ("reproduce --help", "(default: quick)"),
+        ("run --help dice", "EXPERIMENT"),
         ("fit-text --help", "attnmarkov fit-text"),
+        ("fit-text --help", "{char,word}"),
+        ("fit-text --help", "{newton,lbfgs,adam}"),
         ("report -h", "DIR"),
         ("--version", attnmarkov.__version__),
     ],

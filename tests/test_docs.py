@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from scipy import stats
 
 import attnmarkov
 
@@ -35,7 +36,10 @@ def test_readme_example(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     exec(compile(code, "README.md", "exec"), {})
-    assert "every logit" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "every logit" in printed
+    risk = float(printed.split()[-1])  # 2 n risk is about chi-squared with 12 degrees of freedom
+    assert stats.chi2.isf(1 - 1e-6, 12) < 2 * 5000 * risk < 1.2 * stats.chi2.isf(1e-6, 12)
     assert (tmp_path / "frequencies.png").stat().st_size > 10_000
 
 

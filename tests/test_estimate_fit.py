@@ -78,6 +78,32 @@ def test_solvers_in_float64(name):
     np.testing.assert_allclose(logits_of(result), exact, atol=1e-7)
 
 
+def rare_win(n):
+    """Token 1 wins half of the ``n`` prompts and token 2 one of them."""
+    y = np.arange(n) % 2
+    y[0] = 2
+    return prompts_of(np.ones((n, 3), int), np.zeros(n, int)), y
+
+
+def test_adam_keeps_moving_past_its_default_number_of_iterations():
+    with jax.enable_x64(True):
+        prompts, y = rare_win(4000)
+        assert am.fit(prompts, y, "adam").status == Status.ITERATION_LIMIT
+        result = am.fit(prompts, y, "adam", max_iterations=20_000)
+        assert result.status == Status.NOT_IDENTIFIED  # converged: the other rows have no data
+        exact = am.fit(prompts, y)
+    np.testing.assert_allclose(logits_of(result), logits_of(exact), atol=1e-5)
+
+
+def test_standard_errors_of_a_rare_token():
+    n = 100_000
+    prompts, y = rare_win(n)
+    result = am.fit(prompts, y)
+    information = n * oracle.hessian(logits_of(result), np.ones((1, 3)), [0])[:1]
+    exact = np.sqrt(oracle.pseudo_inverse_diagonal(information)[0])
+    np.testing.assert_allclose(result.standard_errors[0], exact, rtol=1e-5)
+
+
 @pytest.mark.parametrize("prior", [None, 1.5])
 def test_standard_errors_are_those_of_the_information(prior):
     _, prompts, y = oracle.well_posed("errors", 4, 8, 800)
@@ -273,6 +299,15 @@ def test_a_diverging_solver_is_reported():
 def test_an_impossible_label_inside_jit_is_reported():
     prompts = am.Prompts.from_tokens([[0, 1], [1, 0], [0, 0]], 2)
     result = jax.jit(am.fit)(prompts, jnp.array([0, 1, 1]))
+    assert result.status == Status.NON_FINITE
+    assert float(result.nll) == np.inf
+
+
+@pytest.mark.parametrize("label", [-1, 3, -3, 2**31 - 1])
+def test_a_label_that_is_no_token_inside_jit_is_reported(label):
+    """Minus one is what a model emits where it cannot emit anything."""
+    prompts = am.Prompts.from_tokens([[0, 1, 2], [2, 1, 0], [1, 0, 2]], 3)
+    result = jax.jit(am.fit)(prompts, jnp.array([label, 0, 1]))
     assert result.status == Status.NON_FINITE
     assert float(result.nll) == np.inf
 

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import attnmarkov as am
-from attnmarkov.estimate import information_trace
+from attnmarkov.estimate import information_trace, laplacian
 
 
 def model_of(rng, size, scale=1.0):
@@ -80,7 +80,7 @@ def test_fisher_information_against_the_loops():
         np.testing.assert_allclose(information, exact, atol=1e-7)
         trace, rank = information_trace(information)
         pseudo = [np.linalg.pinv(h, rcond=1e-9, hermitian=True) for h in exact]
-        np.testing.assert_allclose(trace, sum(np.trace(h) for h in pseudo), rtol=1e-3)
+        np.testing.assert_allclose(trace, sum(np.trace(h) for h in pseudo), rtol=1e-5)
         assert int(rank) == am.coverage(am.Prompts.from_counts(counts, last)).num_identifiable
 
 
@@ -88,9 +88,76 @@ def test_small_eigenvalues_are_not_taken_for_none():
     weak = 1e-6 * jnp.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     strong = jnp.array([[0.0, 0.0, 0.0], [0.0, 1.0, -1.0], [0.0, -1.0, 1.0]])
     trace, rank = information_trace((weak + strong)[None])
-    exact = np.linalg.eigvalsh(np.asarray(weak + strong, np.float64))
+    exact = oracle.pseudo_inverse_diagonal(np.asarray(weak + strong)[None]).sum()
     assert int(rank) == 2
-    np.testing.assert_allclose(trace, (1 / exact[1:]).sum(), rtol=0.1)
+    np.testing.assert_allclose(trace, exact, rtol=1e-6)
+
+
+def rare_token(score, place):
+    """Three tokens, the one at ``place`` with logit ``score``, and prompts that hold all."""
+    logits = np.zeros((3, 3))
+    logits[:, place] = score
+    prompts = am.Prompts.from_tokens([[0, 1, 2], [2, 0, 1, 1], [1, 2, 0]], 3)
+    return am.CCMC.from_logits(logits), prompts
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("score", "dtype", "rtol"),
+    [
+        (-20, "float32", 2e-6),
+        (-60, "float32", 1e-5),  # 60 in float32 is off by 4e-6, which the exponential passes on
+        (-20, "float64", 1e-13),
+        (-60, "float64", 1e-13),
+        (-110, "float64", 1e-13),
+    ],
+)
+def test_trace_with_a_rare_token(score, dtype, rtol, place):
+    with jax.enable_x64(dtype == "float64"):
+        model, prompts = rare_token(score, place)
+        information = am.fisher_information(model, prompts)
+        assert information.dtype == dtype
+        exact = oracle.hessian(np.asarray(model.logits, float), prompts.counts, prompts.last) / 3
+        exact = oracle.pseudo_inverse_diagonal(exact).sum()
+        for components in (None, am.coverage(prompts).components):
+            trace, rank = information_trace(information, components)
+            assert int(rank) == 6
+            np.testing.assert_allclose(trace, exact, rtol=rtol)
+
+
+def test_trace_where_the_information_underflows():
+    model, prompts = rare_token(-110, 2)
+    information = am.fisher_information(model, prompts)
+    trace, rank = information_trace(information, am.coverage(prompts).components)
+    assert (float(trace), int(rank)) == (np.inf, 6)
+    trace, rank = information_trace(information)
+    assert int(rank) == 3
+    assert np.isfinite(trace)
+
+
+@pytest.mark.parametrize("prior", [0.0, 1e-3, 2.0])
+def test_pseudo_inverse_of_weights_of_all_magnitudes(prior):
+    rng = oracle.generator("magnitudes")
+    size = 7
+    weights = 10.0 ** rng.uniform(-25, 3, (size, size, size)).astype(np.float32)
+    weights = np.triu(weights, 1) + np.triu(weights, 1).swapaxes(1, 2)
+    information = -weights + np.eye(size) * weights.sum(-1)[:, :, None]
+    elimination = laplacian.eliminate(jnp.asarray(information, jnp.float32), prior)
+    joined = jnp.zeros((size, size), jnp.int32)
+    diagonal = laplacian.pseudo_inverse_diagonal(elimination, joined)
+    exact = oracle.pseudo_inverse_diagonal(information.astype(np.float32), float(np.float32(prior)))
+    np.testing.assert_allclose(diagonal, exact, rtol=2e-6)
+
+
+def test_components_read_off_the_information_are_those_of_the_prompts():
+    for i in range(12):
+        rng = oracle.generator(f"read off {i}")
+        counts, last, _ = oracle.random_data(rng, 6, 40, most=1 + i % 3)
+        information = am.fisher_information(
+            model_of(rng, 6, 4.0), am.Prompts.from_counts(counts, last)
+        )
+        read = laplacian.eliminate(information).components
+        np.testing.assert_array_equal(read, oracle.components(counts, last))
 
 
 def as_float(model):
@@ -176,6 +243,21 @@ def test_bad_input():
         "student": lambda: am.excess_risk(small, large, prompts),
     }.items():
         with pytest.raises(ValueError, match=rf"^{name}.*\(3, 3\).*2 tokens"):
+            call()
+
+
+@pytest.mark.parametrize("tokens", [[[0, 1]], np.array([[0, 1]]), None])
+def test_what_is_not_prompts_is_refused_in_a_sentence(tokens):
+    model = am.CCMC.from_logits(np.zeros((2, 2)))
+    calls = (
+        lambda: am.fit(tokens, [1]),
+        lambda: am.coverage(tokens),
+        lambda: am.fisher_information(model, tokens),
+        lambda: am.excess_risk(model, model, tokens),
+    )
+    kind = type(tokens).__name__
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"^prompts: .*got {kind}; .*Prompts\.from_tokens"):
             call()
 
 

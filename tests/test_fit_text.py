@@ -9,10 +9,12 @@ import pytest
 
 import attnmarkov as am
 from attnmarkov import data
+from attnmarkov.experiments import _text_facts as facts
 from attnmarkov.experiments import _text_models as models
-from attnmarkov.experiments._text_report import verdict
+from attnmarkov.experiments import fit_text
+from attnmarkov.experiments._text_report import render, verdict
 from attnmarkov.experiments.fit_text import FitText, analyse
-from attnmarkov.prompts.text import windows
+from attnmarkov.prompts.text import Vocabulary, windows
 
 TOKENS = np.array([0, 1, 1, 0, 1, 2])  # pairs 01 11 10 01 12
 
@@ -45,6 +47,16 @@ def text_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(text_file):
     return analyse(FitText(text_file, window=40, generate=300))
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """Results on 900 words out of 15, all of them in both parts."""
+    words = [f"w{chr(97 + i)}" for i in range(15)]
+    text = " ".join(words[i] for i in np.random.default_rng(5).integers(0, 15, 900))
+    path = tmp_path_factory.mktemp("short") / "short.txt"
+    path.write_text(text, encoding="utf-8")
+    return analyse(FitText(path, level="word", prior=1.0, generate=200))
 
 
 def test_unigram_and_bigram_by_hand():
@@ -159,6 +171,78 @@ def test_batch_means_cover_the_truth_of_a_dependent_sequence():
     assert hits >= 270
 
 
+@pytest.mark.parametrize(
+    ("number", "window", "stride", "blocks"),
+    [
+        (138, 36, 1, 3),  # once 8 blocks of 17
+        (20, 36, 1, 0),
+        (8 * 36 - 1, 36, 1, 7),
+        (8 * 36, 36, 1, 8),
+        (64, 36, 5, 8),  # 8 positions, 5 tokens apart, to a block
+        (100_000, 36, 1, 50),
+        (0, 1, 1, 0),
+    ],
+)
+def test_blocks_are_at_least_a_window_long(number, window, stride, blocks):
+    assert models.count_blocks(number, window, stride) == blocks
+    if blocks:
+        assert number // blocks * stride >= window
+
+
+def test_a_short_text_gets_numbers_but_no_verdict(short):
+    h = short["held_out"]
+    assert h["blocks"] == h["positions"] // short["settings"]["window"] < models.FEWEST_BLOCKS
+    for row in h["in_window"] + h["all"]:
+        assert row["standard_error"] is None
+        assert row["lead_error"] is None
+        assert np.isfinite([row["log_likelihood"], row["lead"]]).all()
+    json.dumps(short, allow_nan=False)
+    report = render(short)
+    assert "±" not in report
+    assert "beats" not in report
+    assert "told apart" not in report
+    summary = " ".join(report.split("The text\n")[0].split())
+    lead = {row["model"]: row["lead"] for row in h["all"]}["bigram"]
+    told = f"The text is too short to tell the CCMC with escape from the bigram ({lead:+.4f})."
+    assert told in summary
+    assert f"{lead:+.4f}" in report.split("(b) all")[1]
+    assert f"no more than {h['blocks']} blocks" in " ".join(report.split())
+
+
+def test_the_held_out_text_has_no_say_in_the_vocabulary(tmp_path):
+    found = []
+    for i, end in enumerate(("abc cab " * 20, "abc cXb " * 20)):
+        path = tmp_path / f"{i}.txt"
+        path.write_text("abc cab bca " * 60 + end)
+        found.append(fit_text._split(FitText(path)).vocabulary)
+    assert found[0] == found[1]
+    assert found[0].unknown is not None
+
+
+def test_an_unknown_token_that_training_lacks_is_left_out_of_the_facts(short):
+    unknown = short["corpus"]["unknown"]
+    assert unknown is not None
+    assert short["corpus"]["unknown_training"] == 0
+    c = short["coverage"]
+    assert c["unseen"] == [unknown]
+    assert c["connected_rows"] == 15
+    assert c["disconnected"] == []
+    assert unknown not in short["generation"]["possible_winners"]
+    report = " ".join(render(short).split())
+    assert "Never in a training window, so that nothing is known of it: (unknown)." in report
+    assert "For 15 of 15 last tokens" in report
+
+
+def test_an_impossible_winner_stops_no_other():
+    """The unknown token, never seen, keeps a middling score; no prompt of known tokens has it."""
+    vocabulary = Vocabulary(("a", "b", "?"), unknown=2)
+    p = np.array([[0.4, 0.1, 0.5], [0.6, 0.3, 0.1], [0.1, 0.1, 0.8]])
+    found = facts.generate(
+        vocabulary, np.array([0, 1]), am.CCMC.from_transition_matrix(p), steps=10, seed=0
+    )
+    assert found["possible_winners"] == ["a"]
+
+
 def test_verdicts_say_who_wins():
     def row(lead, error):
         return {"model": "bigram", "lead": lead, "lead_error": error}
@@ -166,6 +250,8 @@ def test_verdicts_say_who_wins():
     assert verdict("CCMC", row(0.5, 0.1)).startswith("The CCMC beats the bigram by 0.5000")
     assert verdict("CCMC", row(-0.5, 0.1)).startswith("The bigram beats the CCMC by 0.5000")
     assert "can't be told apart" in verdict("CCMC", row(-0.15, 0.1))
+    told = "The text is too short to tell the CCMC from the bigram (+0.5000)."
+    assert verdict("CCMC", row(0.5, None)) == told
 
 
 def test_the_split_is_disjoint_and_windows_do_not_straddle(results):
@@ -261,12 +347,21 @@ def test_run_prints_the_report_and_writes_it(text_file, tmp_path, capsys):
         ({"generate": 0}, "generate: must be at least 1, got 0"),
         ({"max_tokens": 1}, "max_tokens: must be at least 2, got 1"),
         ({"seed": -1}, "seed: must be at least 0, got -1"),
+        ({"seed": 2**32}, r"seed: must be below 2\*\*32, got 4294967296"),
+        ({"generate": 3_000_000_000}, r"generate: must be below 2\*\*31, got 3000000000"),
         ({"holdout": 0.999}, "file: .*rhyme.txt is too short: its training part holds"),
     ],
 )
 def test_bad_parameters_are_named(text_file, change, match):
     with pytest.raises(ValueError, match=match):
         FitText(text_file, **change).run()
+
+
+def test_a_context_too_long_is_named_before_the_fit(text_file, monkeypatch):
+    monkeypatch.setattr(models, "tune", pytest.fail)
+    config = FitText(text_file, window=40, generate=2**31 - 40)
+    with pytest.raises(ValueError, match=r"generate: .* prompt of 40 tokens, got 2147483608"):
+        analyse(config)
 
 
 def test_files_that_are_no_text_are_named(tmp_path):
@@ -295,12 +390,12 @@ def test_a_folder_that_cannot_be_written_is_named(text_file, tmp_path):
 
 
 def test_a_read_only_folder_is_named_before_any_work(text_file, tmp_path, monkeypatch):
-    def refuse(self, *args, **kwargs):
+    def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("pathlib.Path.touch", refuse)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     monkeypatch.setattr("attnmarkov.experiments.fit_text.analyse", pytest.fail)
-    with pytest.raises(ValueError, match=r"out: cannot write to .*closed: Permission denied"):
+    with pytest.raises(ValueError, match=r"out: cannot write to .*closed \(.*Permission denied"):
         FitText(text_file, out=tmp_path / "closed").run()
 
 

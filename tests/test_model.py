@@ -145,6 +145,32 @@ def test_model_maps_are_differentiable_and_traceable():
     np.testing.assert_allclose(gradient[0, 1], 2 * 0.9 / (2 * 0.9 + 0.1) ** 2, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda k, n: am.prompts.uniform(k, n, 3, 3),
+        lambda k, n: am.prompts.markov(
+            k, n, 3, am.MarkovChain.from_transition_matrix(np.full((3, 3), 1 / 3))
+        ),
+        lambda k, n: am.prompts.from_supports(k, n, 3, [[0, 1, 2]], 3),
+        lambda k, n: am.prompts.every_token_once(k, n, 3),
+    ],
+)
+def test_one_key_may_serve_prompts_and_labels(key, draw):
+    # The labels' words are not the prompts' words, even if a user gives both the same key.
+    model = am.CCMC.from_transition_matrix([[0.1, 0.6, 0.3], [0.3, 0.3, 0.4], [0.25, 0.5, 0.25]])
+    n = 40_000
+    prompts = draw(key, n)
+    law = np.asarray(model.next_token_probs(prompts.counts, prompts.last), float)
+    first = np.asarray(prompts.tokens)[:, 0]
+    labels = np.asarray(model.sample(key, prompts))
+    starts = np.asarray(am.rollout(model, key, prompts, 1, n).tokens)[:, 0]
+    for drawn in (labels, starts):
+        hit, chance = drawn == first, law[np.arange(n), first]
+        z = (hit - chance).sum() / np.sqrt((chance * (1 - chance)).sum())
+        assert abs(z) < 4.9  # two-sided normal tail 1e-6
+
+
 GOOD = np.eye(2, 3)
 
 
@@ -158,6 +184,26 @@ GOOD = np.eye(2, 3)
         (
             lambda: am.SelfAttention.from_weights([[1.0, 0], [2, 0]], np.eye(2)),
             r"embedding: needs full row rank 2, but has rank 1",
+        ),
+        (
+            lambda: am.SelfAttention.from_weights(  # rank 2 but for float32 rounding
+                np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+                @ np.random.default_rng(1).normal(size=(2, 5)).astype(np.float32),
+                np.eye(5),
+            ),
+            "embedding: needs full row rank 4, but has rank 2",
+        ),
+        (
+            lambda: am.CCMC.from_logits(np.eye(2)).next_token_probs(np.ones((3, 2)), [0, 1]),
+            r"last: shape \(2,\) disagrees with contexts \(3,\)",
+        ),
+        (
+            lambda: am.SelfAttention.from_weights(
+                GOOD,
+                np.eye(3),
+                allowed=[[1], [0, 0]],  # pyright: ignore[reportArgumentType]
+            ),
+            "allowed: rows have different lengths",
         ),
         (
             lambda: am.SelfAttention.from_weights(np.ones((3, 2)), np.eye(2)),

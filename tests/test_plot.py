@@ -72,6 +72,7 @@ def test_learning_curves():
 
 def test_growth_exponents():
     columns = {
+        "limit": [0.3, 0.5],
         "predicted": [0.3, 0.5],
         "median": [0.31, 0.52],
         "lower": [0.2, 0.4],

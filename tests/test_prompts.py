@@ -38,6 +38,13 @@ def test_one_prompt_query_counts_and_slices():
     assert repr(counted) == "Prompts(num_prompts=2, num_tokens=4, lengths 1 to 3)"
 
 
+def test_prompts_can_be_iterated():
+    prompts = am.Prompts.from_tokens([[0, 1], [1, 1], [1, 0]], 2)
+    assert [p.last.tolist() for p in prompts] == [[1], [1], [0]]
+    with pytest.raises(IndexError, match="prompt 3 of 3"):
+        _ = prompts[3]
+
+
 def test_from_tokens_inside_jit():
     tokens = jnp.array([[0, 2, 1], [1, 1, 1]])
     outside = am.Prompts.from_tokens(tokens, 3)

@@ -148,6 +148,16 @@ def test_an_unwritable_folder(tmp_path):
         report.write_outputs(tmp_path / "file", [])
 
 
+def test_a_read_only_folder(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(ValueError, match=f"out: cannot write to {tmp_path} .*Permission denied"):
+        report.write_outputs(tmp_path, [])
+    assert not (tmp_path / "report.html").exists()
+
+
 def test_a_large_figure_is_embedded_as_png(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module(report.render.__module__), "LARGEST_VECTOR", 10)
     _, page = run(tmp_path)

@@ -116,6 +116,26 @@ def test_an_interrupted_run_is_readable_and_resumes_to_the_same_bits(dice, tmp_p
     assert all(after[p] == b for p, b in before.items())  # finished tasks were not redone
 
 
+def test_a_resumed_store_keeps_its_block_size(tmp_path):
+    """So results that depend on how replicates are grouped survive an interruption to the bit."""
+
+    def simulate(self, config, key, replicates):
+        results = dict(Dice.simulate(self, config, key, replicates))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(len(replicates))
+        return results | {"mean": np.full(len(replicates), len(replicates), np.float32)}
+
+    calls = [0] * 3
+    whole = run(_with(simulate=simulate), block_size=4)
+    assert whole["mean"].values[0].tolist() == [4] * 8 + [2] * 2
+    calls = []
+    with pytest.raises(KeyboardInterrupt):
+        run(_with(simulate=simulate), tmp_path / "a.zarr", block_size=4)
+    calls = [0] * 3
+    assert_same(whole, run(_with(simulate=simulate), tmp_path / "a.zarr", block_size=7))
+
+
 def test_a_task_killed_before_its_done_mark_is_computed_again(dice, tmp_path):
     out = tmp_path / "a.zarr"
     run(Dice(), out, block_size=5)
@@ -204,6 +224,20 @@ def test_an_unwritable_folder_is_found_before_anything_is_computed(tmp_path):
     (tmp_path / "file").write_text("")
     out = tmp_path / "file" / "below" / "a.zarr"
     with pytest.raises(ValueError, match=f"out: cannot write to {out}"):
+        run(broken_after(0, AssertionError), out)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_read_only_folder_is_found_before_anything_is_computed(tmp_path, monkeypatch, found):
+    out = tmp_path / "a.zarr"
+    if found:
+        run(Dice(), out)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(ValueError, match=f"out: cannot write to {out} .*Permission denied"):
         run(broken_after(0, AssertionError), out)
 
 

@@ -38,9 +38,9 @@ def random_transition_matrix(
     _validate.check_key(key)
     num_tokens = _validate.integer(num_tokens, "num_tokens", minimum=1)
     if _validate.is_concrete(concentration):
-        value = float(concentration)
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"concentration: must be finite and above 0, got {concentration}")
+        value = _validate.finite(concentration, "concentration")
+        if value.ndim != 0 or not value > 0:
+            raise ValueError(f"concentration: must be one number above 0, got {concentration}")
     alpha = jnp.broadcast_to(jnp.asarray(concentration, jnp.result_type(float)), (num_tokens,))
     return jax.random.dirichlet(key, alpha, (num_tokens,))
 

@@ -138,7 +138,7 @@ class MarkovChain:
             law = jnp.asarray(initial, self.transition_matrix.dtype)
             if law.shape != (self.num_tokens,):
                 raise ValueError(f"initial: expected shape ({self.num_tokens},), got {law.shape}")
-        keys = _random.replicate_keys(key, jnp.arange(num_trajectories))
+        keys = _random.replicate_keys(key, jnp.arange(num_trajectories), "chain")
         return _walk(self.transition_matrix, law, keys, num_steps)
 
     def __repr__(self) -> str:

@@ -31,7 +31,7 @@ def winner_exponents(model: CCMC, winner: int) -> Float[Array, " token"]:
         ValueError: If ``winner`` is no token id of the model.
 
     References:
-        [CCMC], section 5; Pemantle, Ann. Probab. 20 (1992), for reinforced walks.
+        [CCMC], on winner-takes-all; Pemantle (1992), for reinforced walks.
 
     >>> import attnmarkov as am
     >>> model = am.CCMC.from_transition_matrix([[0.8, 0.2], [0.5, 0.5]])
@@ -52,7 +52,7 @@ def possible_winners(model: CCMC) -> Bool[Array, " token"]:
         (K,) bool. Winner sets of two or more tokens are another matter.
 
     References:
-        [CCMC], section 5.
+        [CCMC], on winner-takes-all.
 
     >>> import attnmarkov as am
     >>> possible_winners(am.CCMC.from_transition_matrix([[0.8, 0.2], [0.6, 0.4]])).tolist()

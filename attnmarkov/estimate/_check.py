@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnmarkov import _validate
+from attnmarkov.prompts.batch import Prompts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from attnmarkov.model.ccmc import CCMC
-    from attnmarkov.prompts.batch import Prompts
 
 
 def solver(value: Any, known: Iterable[str]) -> None:
@@ -29,8 +29,13 @@ def solver(value: Any, known: Iterable[str]) -> None:
         )
 
 
-def prompts(batch: Prompts) -> None:
+def prompts(batch: Any) -> None:
     """Raise unless ``batch`` is one batch of at least one prompt."""
+    if not isinstance(batch, Prompts):
+        raise ValueError(
+            f"prompts: expected Prompts, got {type(batch).__name__}; "
+            "build them with am.Prompts.from_tokens(tokens, num_tokens)"
+        )
     if len(batch.counts.shape) != 2:
         raise ValueError(
             f"prompts: expected one batch, counts of shape (n, K), got {batch.counts.shape}; "

@@ -98,7 +98,7 @@ def coverage(prompts: Prompts, model: CCMC | None = None) -> Coverage:
     """What prompts can teach about a CCMC, whatever the labels will be.
 
     Tokens ``a`` and ``b`` are joined in ``G_k`` if some prompt that ends in ``k`` holds both.
-    Consistent estimation of all of ``P`` needs every ``G_k`` connected ([CCMC], section 3). The
+    Consistent estimation of all of ``P`` needs every ``G_k`` connected ([CCMC], consistency). The
     Fisher information about row ``k`` is a weighted Laplacian of ``G_k``; its algebraic
     connectivity says how well the worst contrast is covered. Works under jit and vmap.
 

@@ -28,7 +28,8 @@ def named(name: str) -> optax.GradientTransformation:
     if name == "lbfgs":
         return optax.lbfgs()
     if name == "adam":
-        return optax.adam(optax.cosine_decay_schedule(0.1, MAX_ITERATIONS["adam"]))
+        # The floor keeps steps alive past the default number of iterations.
+        return optax.adam(optax.cosine_decay_schedule(0.1, MAX_ITERATIONS["adam"], alpha=0.01))
     raise ValueError(f"solver: {name!r} names no optax transformation")
 
 

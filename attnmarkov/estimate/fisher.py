@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from attnmarkov.estimate import _check
 from attnmarkov.estimate._blocks import blocks_of
+from attnmarkov.estimate.laplacian import eliminate, pseudo_inverse_diagonal
 from attnmarkov.estimate.likelihood import curvature, laws
 
 if TYPE_CHECKING:
@@ -59,29 +60,29 @@ class InformationTrace(NamedTuple):
 
 
 @jax.jit
-def information_trace(information: Float[Array, "row token token"]) -> InformationTrace:
+def information_trace(
+    information: Float[Array, "row token token"],
+    components: Int[Array, "row token"] | None = None,
+) -> InformationTrace:
     """``tr(I⁺)`` and the number of identifiable parameters ``r``.
 
-    The null space is read off exactly from which entries are zero (tokens are joined where
-    ``I[k, a, b] ≠ 0``), so that a small eigenvalue is never mistaken for none.
+    Accurate to a few roundings of the entries of ``information``, however many magnitudes these
+    span. An entry that underflowed (below 1e-38 in float32) is lost: a token that only such
+    entries tie to others counts as alone if ``components`` is None. With the components given
+    the rank is right all the same, and the trace is infinite.
 
     Args:
         information: (K, K, K) from :func:`fisher_information`.
+        components: (K, K) of :class:`Coverage` or :class:`Fit`. By default tokens are joined
+            where ``information[k, a, b]`` is not zero.
 
     >>> import jax.numpy as jnp
     >>> trace, rank = information_trace(jnp.array([[[0.125, -0.125], [-0.125, 0.125]]] * 2))
     >>> float(trace), int(rank)
     (8.0, 2)
     """
-    size = information.shape[-1]
-    joined = (information != 0) | jnp.eye(size, dtype=bool)
-    steps = max(1, (size - 1).bit_length())  # squaring doubles the length of the paths
-    for _ in range(steps):
-        joined = jnp.einsum("kab,kbc->kac", joined.astype(jnp.float32), joined.astype(jnp.float32))
-        joined = joined > 0
-    first = jnp.argmax(joined, axis=-1) == jnp.arange(size)  # the least token of each component
-    nullity = first.sum(-1)
-    eigenvalues = jnp.linalg.eigvalsh(information)
-    kept = jnp.arange(size) >= nullity[:, None]
-    inverse = jnp.where(kept, 1 / jnp.where(kept, eigenvalues, 1), 0)
-    return InformationTrace(inverse.sum(), size * information.shape[0] - nullity.sum())
+    elimination = eliminate(information)
+    if components is None:
+        components = elimination.components
+    rank = (components != jnp.arange(information.shape[-1])).sum()
+    return InformationTrace(pseudo_inverse_diagonal(elimination, components).sum(), rank)

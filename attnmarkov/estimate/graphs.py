@@ -17,7 +17,7 @@ def cooccurrence_components(blocks: Blocks) -> Int[Array, "row token"]:
     """Connected components of every co-occurrence graph ``G_k``.
 
     Tokens ``a`` and ``b`` are joined in ``G_k`` if some prompt that ends in ``k`` holds both.
-    ``S[k]`` is identifiable up to one constant per component ([CCMC], section 3).
+    ``S[k]`` is identifiable up to one constant per component ([CCMC], consistency).
 
     Each sweep gives every token the least label seen in a prompt with it, in O(nK); the number
     of sweeps is at most the diameter of a component plus one.

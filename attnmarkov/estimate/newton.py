@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.linalg import cho_solve
 
 from attnmarkov.estimate.graphs import component_projector
 from attnmarkov.estimate.likelihood import curvature, evaluate
@@ -108,14 +108,3 @@ def newton(
     near = state["done"] & (jnp.abs(state["direction"]).max(-1) < 1e-2)
     logits = state["logits"] + jnp.where(near[:, None], state["direction"], 0)
     return Solution(logits, state["done"].all(), state["iteration"])
-
-
-def pseudo_inverse_diagonal(hessian: jax.Array, components: jax.Array) -> jax.Array:
-    """Diagonal of ``H⁺`` per row, (K, K), for ``H`` that acts within the given components."""
-    size = hessian.shape[-1]
-    projector = component_projector(components).astype(hessian.dtype)
-    matrix, _ = regular(hessian, projector)
-    factor = jnp.linalg.cholesky(matrix)
-    identity = jnp.broadcast_to(jnp.eye(size, dtype=hessian.dtype), hessian.shape)
-    root = jax.vmap(lambda f, b: solve_triangular(f, b, lower=True))(factor, identity - projector)
-    return (root**2).sum(-2)

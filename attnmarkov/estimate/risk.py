@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from attnmarkov.estimate import _check
+from attnmarkov.model.maps import scores
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -46,9 +47,8 @@ def excess_risk(teacher: CCMC, student: CCMC, prompts: Prompts) -> Float[Array, 
 
 @jax.jit
 def _excess_risk(s: jax.Array, r: jax.Array, counts: jax.Array, last: jax.Array) -> jax.Array:
-    log_counts = jnp.log(counts.astype(s.dtype))
-    log_p = jax.nn.log_softmax(s[last] + log_counts)
-    log_q = jax.nn.log_softmax(r[last] + log_counts)
+    log_p = jax.nn.log_softmax(scores(s, counts, last))
+    log_q = jax.nn.log_softmax(scores(r, counts, last))
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     in_p, in_q = jnp.isfinite(log_p), jnp.isfinite(log_q)
     both = in_p & in_q

@@ -32,8 +32,8 @@ _SENTENCES = (
     "a prior makes them finite.",
     "The solver converged, but the prompts do not identify every logit: some tokens never stand "
     "together in a prompt, so logits of different components cannot be compared.",
-    "The loss or the logits are not finite: a label does not stand in its prompt, or the solver "
-    "diverged.",
+    "The loss or the logits are not finite: a label is no token or does not stand in its prompt, "
+    "or the solver diverged.",
 )
 
 

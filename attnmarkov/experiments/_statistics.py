@@ -21,17 +21,18 @@ def median_interval(values: np.ndarray, alpha: float) -> tuple[float, float]:
     return float(ordered[low]), float(ordered[ordered.size - 1 - low])
 
 
-def binomial_upper(hits: int, trials: int, alpha: float) -> float:
-    """One-sided Clopper-Pearson upper bound of a proportion; exceeded with ``alpha``.
+def binomial_interval(hits: int, trials: int, alpha: float) -> tuple[float, float]:
+    """Clopper-Pearson interval of a proportion; each end misses with ``alpha / 2``.
 
-    >>> round(binomial_upper(0, 100, 0.05), 4)
-    0.0295
+    >>> low, high = binomial_interval(0, 100, 0.1)
+    >>> low, round(high, 4)
+    (0.0, 0.0295)
     """
     from scipy import stats
 
-    if hits >= trials:
-        return 1.0
-    return float(stats.beta.ppf(1 - alpha, hits + 1, trials - hits))
+    low = stats.beta.ppf(alpha / 2, hits, trials - hits + 1) if hits else 0.0
+    high = stats.beta.ppf(1 - alpha / 2, hits + 1, trials - hits) if hits < trials else 1.0
+    return float(low), float(high)
 
 
 def weighted_line(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -9,12 +9,12 @@ import numpy as np
 
 from attnmarkov.dynamics import possible_winners
 from attnmarkov.experiments._text_models import pair_counts
+from attnmarkov.model import CCMC
 from attnmarkov.rollout import rollout
 
 if TYPE_CHECKING:
     from attnmarkov.estimate import Fit
     from attnmarkov.experiments._text_models import Positions
-    from attnmarkov.model import CCMC
     from attnmarkov.prompts.text import Vocabulary
 
 _RACES = 4  # trajectories after the prompt of every token once
@@ -24,7 +24,6 @@ def coverage_facts(vocabulary: Vocabulary, at: Positions, fitted: Fit) -> dict[s
     """Which tokens the training windows leave undetermined, and why."""
     rows = np.flatnonzero(at.inside)
     components = np.asarray(fitted.components)  # as coverage() finds them
-    connected = (components == 0).all(axis=1)
     size, tokens = vocabulary.num_tokens, vocabulary.tokens
     last, following = at.last[rows], at.following[rows]
     windows = np.bincount(last, minlength=size)
@@ -33,10 +32,12 @@ def coverage_facts(vocabulary: Vocabulary, at: Positions, fitted: Fit) -> dict[s
     possible = np.zeros((size, size), bool)
     for k in np.flatnonzero(windows):
         possible[k] = (at.counts[rows[last == k]] > 0).any(axis=0)
+    seen = np.flatnonzero(possible.any(axis=0))  # perhaps without the unknown token
+    connected = (components[:, seen] == components[:, seen[:1]]).all(axis=1)
     cut_off = []
     for k in np.flatnonzero((windows > 0) & ~connected):
-        labels, sizes = np.unique(components[k], return_counts=True)
-        lone = np.flatnonzero(components[k] != labels[sizes.argmax()])
+        labels, sizes = np.unique(components[k, seen], return_counts=True)
+        lone = seen[components[k, seen] != labels[sizes.argmax()]]
         cut_off.append(
             {
                 "last": tokens[k],
@@ -51,6 +52,7 @@ def coverage_facts(vocabulary: Vocabulary, at: Positions, fitted: Fit) -> dict[s
         "parameters": size * (size - 1),
         "identifiable": size**2 - int((components == np.arange(size)).sum()),
         "connected_rows": int((connected & (windows > 0)).sum()),
+        "unseen": [t for j, t in enumerate(tokens) if j not in seen],
         "never_last": [tokens[k] for k in np.flatnonzero(windows == 0)],
         "disconnected": sorted(cut_off, key=lambda row: row["windows"]),
         "separated_rows": int(separated.sum()),
@@ -127,7 +129,9 @@ def generate(
             "end": vocabulary.decode(tokens[-excerpt:]),
         }
 
-    winners = np.flatnonzero(np.asarray(possible_winners(model)))
+    known = np.sort(prompts["once"])
+    among = CCMC.from_logits(np.asarray(model.logits)[np.ix_(known, known)])
+    winners = known[np.asarray(possible_winners(among))]
     result: dict[str, Any] = {
         "steps": steps,
         "possible_winners": [vocabulary.tokens[w] for w in winners],

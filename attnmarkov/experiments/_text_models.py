@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DELTAS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 BETAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+FEWEST_BLOCKS, MOST_BLOCKS = 8, 50  # from fewer blocks, no standard error
 _CHUNK = 8192  # rows of (row, token) work done at once
 
 
@@ -181,6 +182,20 @@ def scores(
     for name, (_, value) in grams.items():
         inside[name] = everywhere[name] = value
     return inside, everywhere
+
+
+def count_blocks(number: int, window: int, stride: int) -> int:
+    """How many blocks for :func:`batch_means`: as many as fit, each at least a window long.
+
+    Args:
+        number: Positions, ``stride`` tokens apart.
+        window: Tokens in a window; neighbouring positions share most of theirs.
+        stride: Distance between the starts of neighbouring windows.
+
+    >>> count_blocks(1000, window=36, stride=1)
+    27
+    """
+    return number // max(-(-window // stride), -(-number // MOST_BLOCKS), 1)
 
 
 def batch_means(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
+from attnmarkov.experiments._text_models import FEWEST_BLOCKS
+
 _WIDTH = 96
 _SINGLE = 0.9  # share of one token from which a text counts as collapsed on it
 
@@ -61,14 +63,7 @@ def _section(title: str, *parts: str) -> str:
 
 def _corpus(results: dict[str, Any], name: _Names) -> str:
     c, w, s = results["corpus"], results["windows"], results["settings"]
-    unknown = (
-        f" One more stands for the unknown: {_part(c, 'unknown_training', 'training_tokens')} of "
-        f"the training tokens and {_part(c, 'unknown_held_out', 'held_out_tokens')} of the "
-        f"held-out ones, {c['held_out_new']} of which never occur in training."
-        if c["unknown"]
-        else " No token is unknown."
-    )
-    known = len(c["vocabulary"]) - (c["unknown"] is not None)
+    known = len(c["vocabulary"]) - 1
     tried = results["validation_by_prior"]
     prior = (
         "chosen there among " + ", ".join(f"{float(k):g} ({v:.4f})" for k, v in tried.items())
@@ -81,7 +76,10 @@ def _corpus(results: dict[str, Any], name: _Names) -> str:
             f"{c['characters']} characters: {c['training_tokens']} {name.noun} tokens for "
             f"training, of which the last {c['validation_tokens']} are the validation part, then "
             f"{c['held_out_tokens']} held out. Vocabulary: {known} of the "
-            f"{c['distinct_in_training']} distinct tokens of the training part." + unknown
+            f"{c['distinct_in_training']} distinct tokens of the training part. One more stands "
+            f"for the unknown: {_part(c, 'unknown_training', 'training_tokens')} of the training "
+            f"tokens and {_part(c, 'unknown_held_out', 'held_out_tokens')} of the held-out ones, "
+            f"{c['held_out_new']} of which never occur in training."
         ),
         _paragraph(
             f"A prompt is a window of {s['window']} tokens. A CCMC emits only tokens of its "
@@ -112,7 +110,8 @@ def _share(part: dict[str, int]) -> str:
 
 def _coverage(results: dict[str, Any], name: _Names) -> str:
     c = results["coverage"]
-    size = len(results["corpus"]["vocabulary"])
+    size = len(results["corpus"]["vocabulary"]) - len(c["unseen"])
+    never_last = [t for t in c["never_last"] if t not in c["unseen"]]
     parts = [
         _paragraph(
             f"Identifiable: {c['identifiable']} of {c['parameters']} parameters. For "
@@ -120,11 +119,18 @@ def _coverage(results: dict[str, Any], name: _Names) -> str:
             "given windows enough, their row of P is determined."
         )
     ]
-    if c["never_last"]:
+    if c["unseen"]:
+        parts.append(
+            _paragraph(
+                "Never in a training window, so that nothing is known of it: "
+                f"{name.join(c['unseen'])}."
+            )
+        )
+    if never_last:
         parts.append(
             _paragraph(
                 "Never the last token of a training window, so that nothing is known of what "
-                f"follows: {name.join(c['never_last'])}."
+                f"follows: {name.join(never_last)}."
             )
         )
     if c["disconnected"]:
@@ -170,14 +176,21 @@ def _count(number: int, noun: str) -> str:
 
 def _comparison(results: dict[str, Any]) -> str:
     h = results["held_out"]
+    errors = (
+        f"Standard errors come from batch means over {h['blocks']} blocks of "
+        f"{h['positions_per_block']} consecutive positions, as neighbouring windows overlap; "
+        "those of the difference are paired. "
+        if h["all"][0]["standard_error"] is not None
+        else "The text is too short for standard errors: neighbouring windows overlap, and the "
+        f"held-out positions make no more than {_count(h['blocks'], 'block')} of a window's "
+        f"length, where {FEWEST_BLOCKS} are needed. A longer text, or a smaller window, gives "
+        "them. "
+    )
     return _section(
         "Held-out log-likelihood, nats per token",
         _paragraph(
-            "Standard errors come from batch means over "
-            f"{h['blocks']} blocks of {h['positions_per_block']} consecutive positions, as "
-            "neighbouring windows overlap; those of the difference are paired. "
-            "'Among the window's tokens': the law restricted to the tokens of the window, since "
-            "the CCMC knows that the next one is among them."
+            f"{errors}'Among the window's tokens': the law restricted to the tokens of the "
+            "window, since the CCMC knows that the next one is among them."
         ),
         "",
         f"(a) the {h['inside']} positions whose next token stands in the window",
@@ -196,12 +209,14 @@ def _table(rows: list[dict[str, Any]]) -> str:
     width = max(len(row["model"]) for row in rows)
     lines = [f"    {'model':{width}}  log-likelihood        CCMC minus model"]
     for i, row in enumerate(rows):
-        lead = f"{row['lead']:+.4f} ± {row['lead_error']:.4f}" if i else ""
-        lines.append(
-            f"    {row['model']:{width}}  {row['log_likelihood']:.4f} ± "
-            f"{row['standard_error']:.4f}    {lead}".rstrip()
-        )
+        lead = f"{row['lead']:+.4f}{_error(row['lead_error'])}" if i else ""
+        value = f"{row['log_likelihood']:.4f}{_error(row['standard_error'])}"
+        lines.append(f"    {row['model']:{width}}  {value:16}    {lead}".rstrip())
     return "\n".join(lines)
+
+
+def _error(error: float | None) -> str:
+    return "" if error is None else f" ± {error:.4f}"
 
 
 def _sentences(rows: list[dict[str, Any]]) -> list[str]:
@@ -213,6 +228,8 @@ def _sentences(rows: list[dict[str, Any]]) -> list[str]:
 def verdict(first: str, row: dict[str, Any]) -> str:
     """One sentence on the ``first`` model against that of ``row``."""
     lead, error = row["lead"], row["lead_error"]
+    if error is None:
+        return f"The text is too short to tell the {first} from the {row['model']} ({lead:+.4f})."
     amount = f"{abs(lead):.4f} ± {error:.4f} nats per token"
     if abs(lead) <= 2 * error:
         return (

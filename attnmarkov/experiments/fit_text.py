@@ -9,7 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -29,7 +29,6 @@ DEFAULT_WINDOW = {"char": 1024, "word": 512}
 PRIORS = (0.03, 0.3, 3.0)
 SOLVERS = ("newton", "lbfgs", "adam")
 VALIDATION = 0.15  # share of the training part that smoothing and prior are chosen on
-_BLOCKS = 50  # of held-out positions at most, each at least a window long
 
 
 @dataclass(frozen=True)
@@ -42,22 +41,22 @@ class FitText:
 
     file: tyro.conf.Positional[Path]
     """Text file, UTF-8."""
-    level: str = "char"
-    """Tokens: "char" for characters, "word" for lower-cased words and punctuation marks."""
+    level: Literal["char", "word"] = "char"
+    """Tokens: characters, or lower-cased words and punctuation marks."""
     window: int | None = None
     """Tokens in a window. By default 1024 characters or 512 words, or less for a short text."""
     max_tokens: int = 200
     """Largest vocabulary, one token for the unknown included; the rarest are mapped to it."""
     prior: float | None = None
     """Precision of a Gaussian prior on the scores S. Chosen on a validation part by default."""
-    solver: str = "newton"
-    """Solver of the fit: newton, lbfgs or adam."""
+    solver: Literal["newton", "lbfgs", "adam"] = "newton"
+    """Solver of the fit."""
     holdout: float = 0.2
     """Share of the text, at its end, that is held out for the comparison."""
     seed: int = 0
-    """Seed of the generated text."""
+    """Seed of the generated text, 0 to 2**32 - 1."""
     generate: int = 100_000
-    """Tokens to generate."""
+    """Tokens to generate; with those of the prompt, fewer than 2**31."""
     out: Path | None = None
     """Folder for fit-text.json (every number) and fit-text.txt (the report)."""
     fold_case: bool = False
@@ -74,8 +73,9 @@ class FitText:
         if self.window is not None:
             _validate.integer(self.window, "window", minimum=1)
         _validate.integer(self.max_tokens, "max_tokens", minimum=2)
-        _validate.integer(self.seed, "seed", minimum=0)
+        _validate.seed(self.seed)
         _validate.integer(self.generate, "generate", minimum=1)
+        _check_context(self.generate, self.window or 0)
         _validate.integer(self.max_windows, "max_windows", minimum=8)
         if not 0 < self.holdout < 1:
             raise ValueError(f"holdout: must be between 0 and 1, got {self.holdout}")
@@ -94,13 +94,15 @@ class FitText:
         """
         self.validate()
         if self.out is not None:
-            _check_writable(self.out)
+            with _validate.writing(self.out, "out"):
+                pass  # fails now rather than after the fit
         results = analyse(self)
         report = render(results)
         if self.out is not None:
             numbers = json.dumps(results, indent=1, allow_nan=False) + "\n"
-            (self.out / "fit-text.json").write_text(numbers, encoding="utf-8")
-            (self.out / "fit-text.txt").write_text(report, encoding="utf-8")
+            with _validate.writing(self.out, "out"):
+                (self.out / "fit-text.json").write_text(numbers, encoding="utf-8")
+                (self.out / "fit-text.txt").write_text(report, encoding="utf-8")
         encoding = sys.stdout.encoding or "utf-8"
         print(report.encode(encoding, "replace").decode(encoding), end="")
         return 0
@@ -116,6 +118,7 @@ def analyse(config: FitText) -> dict[str, Any]:
     config.validate()
     text = _split(config)
     parts = _windows(config, text)
+    _check_context(config.generate, max(parts.window, text.vocabulary.num_tokens - 1))
     settings = models.tune(text.fit, text.vocabulary.num_tokens, parts.validation)
     prior, tried = _choose_prior(config, parts)
     fitted = _fit(parts.training, prior, config.solver)
@@ -171,14 +174,11 @@ class Parts(NamedTuple):
     held: models.Positions
 
 
-def _check_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".fit-text-probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"out: cannot write to {out}: {error.strerror or error}") from None
+def _check_context(generate: int, prompt: int) -> None:
+    """Raise if a prompt and the text generated after it outgrow 32-bit counts."""
+    if generate + prompt >= 2**31:
+        less = f" less the prompt of {prompt} tokens" if prompt else ""
+        raise ValueError(f"generate: must be below 2**31{less}, got {generate}")
 
 
 def _split(config: FitText) -> Text:
@@ -204,14 +204,13 @@ def _split(config: FitText) -> Text:
                 f"{config.level} tokens at holdout {config.holdout}"
             )
     seen = set(found["first"])
-    new = [t for t in found["second"] if t not in seen]
     vocabulary = Vocabulary.from_text(
         first,
         config.level,
         config.max_tokens,
         min_count=2,
         fold_case=config.fold_case,
-        unknown=bool(new),
+        unknown=True,  # whatever the held-out part holds
     )
     training, held = vocabulary.encode(first), vocabulary.encode(second)
     cut = max(1, round(len(training) * (1 - VALIDATION)))
@@ -222,16 +221,12 @@ def _split(config: FitText) -> Text:
         "held_out_tokens": len(held),
         "distinct_in_training": len(seen),
         "vocabulary": list(vocabulary.tokens),
-        "unknown": None if vocabulary.unknown is None else vocabulary.tokens[vocabulary.unknown],
-        "unknown_training": _number(training, vocabulary.unknown),
-        "unknown_held_out": _number(held, vocabulary.unknown),
-        "held_out_new": len(new),
+        "unknown": vocabulary.tokens[-1],
+        "unknown_training": int((training == vocabulary.unknown).sum()),
+        "unknown_held_out": int((held == vocabulary.unknown).sum()),
+        "held_out_new": sum(t not in seen for t in found["second"]),
     }
     return Text(vocabulary, training, training[:cut], training[cut:], held, counted)
-
-
-def _number(ids: np.ndarray, token: int | None) -> int:
-    return 0 if token is None else int((ids == token).sum())
 
 
 def _windows(config: FitText, text: Text) -> Parts:
@@ -294,22 +289,22 @@ def _compare(
     laws = models.learn(text.training, text.vocabulary.num_tokens, settings)
     inside, everywhere = models.scores(model, at, laws)
     stride = -(-(len(text.held) - parts.window) // config.max_windows)
-    block = max(parts.window // stride, -(-len(at.last) // _BLOCKS), 1)
-    blocks = max(len(at.last) // block, min(8, len(at.last)))
+    blocks = models.count_blocks(len(at.last), parts.window, stride)
+    enough = blocks >= models.FEWEST_BLOCKS
 
     def table(values: dict[str, np.ndarray], where: np.ndarray | None) -> list[dict[str, Any]]:
         first = next(iter(values.values()))
         rows = []
         for name, value in values.items():
-            mean, error = models.batch_means(value, blocks, where)
-            lead, lead_error = models.batch_means(first - value, blocks, where)
+            mean, error = models.batch_means(value, max(blocks, 1), where)
+            lead, lead_error = models.batch_means(first - value, max(blocks, 1), where)
             rows.append(
                 {
                     "model": name,
                     "log_likelihood": mean,
-                    "standard_error": error,
+                    "standard_error": error if enough else None,
                     "lead": lead,
-                    "lead_error": lead_error,
+                    "lead_error": lead_error if enough else None,
                 }
             )
         return rows
@@ -319,7 +314,7 @@ def _compare(
             "positions": len(at.last),
             "inside": int(at.inside.sum()),
             "blocks": blocks,
-            "positions_per_block": len(at.last) // blocks,
+            "positions_per_block": len(at.last) // max(blocks, 1),
             "in_window": table(inside, at.inside),
             "all": table(everywhere, None),
         }

@@ -5,8 +5,8 @@ from attnmarkov.model.ccmc import CCMC
 from attnmarkov.model.maps import (
     attention_weight,
     centre_logits,
-    dual_head,
     logits_from_transition_matrix,
+    scores,
 )
 
 __all__ = [
@@ -14,6 +14,6 @@ __all__ = [
     "SelfAttention",
     "attention_weight",
     "centre_logits",
-    "dual_head",
     "logits_from_transition_matrix",
+    "scores",
 ]

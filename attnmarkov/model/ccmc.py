@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnmarkov import _random, _validate
-from attnmarkov.model.maps import centre_logits, logits_from_transition_matrix
+from attnmarkov.model.maps import centre_logits, logits_from_transition_matrix, scores
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class CCMC:
-    """A context-conditioned Markov chain on tokens ``0..K-1`` ([CCMC], equation 4).
+    """A context-conditioned Markov chain on tokens ``0..K-1`` ([CCMC], definition of the CCMC).
 
     After a prompt with token counts ``n`` and last token ``k``, token ``j`` comes next with
     probability ``n_j P[k, j] / Σ_i n_i P[k, i]``. Only tokens of the prompt can come.
@@ -101,11 +101,10 @@ class CCMC:
     def log_next_token_probs(self, counts: ArrayLike, last: ArrayLike) -> Float[Array, "*b token"]:
         """Logarithm of :meth:`next_token_probs`; minus infinity where a token cannot come."""
         counts, last = self._check_context(counts, last)
-        scores = self.logits[last] + jnp.log(counts.astype(self.logits.dtype))
-        return jax.nn.log_softmax(scores, axis=-1)
+        return jax.nn.log_softmax(scores(self.logits, counts, last), axis=-1)
 
     def next_token_probs(self, counts: ArrayLike, last: ArrayLike) -> Float[Array, "*b token"]:
-        """The law of the next token ([CCMC], equation 4).
+        """The law of the next token ([CCMC], definition of the CCMC).
 
         Args:
             counts: (..., K) how often each token stands in the context; any non-negative
@@ -141,6 +140,11 @@ class CCMC:
                     where = [int(i) for i in np.argwhere(bad)[0]]
                     at = f"context {where}" if where else "the context"
                     raise ValueError(f"counts: {at} has {word}")
+        contexts, queries = np.shape(counts)[:-1], np.shape(last)
+        try:
+            np.broadcast_shapes(contexts, queries)
+        except ValueError:
+            raise ValueError(f"last: shape {queries} disagrees with contexts {contexts}") from None
         return jnp.asarray(counts), jnp.asarray(last)
 
     def log_prob(self, prompts: Prompts, y: ArrayLike) -> Float[Array, " prompt"]:
@@ -168,9 +172,7 @@ class CCMC:
         if _validate.is_concrete(y):
             labels = _validate.integer_array(y, "y", ndim=(1,))
             _validate.token_range(labels, "y", self.num_tokens)
-        law = jax.nn.log_softmax(
-            self.logits[prompts.last] + jnp.log(prompts.counts.astype(self.logits.dtype)), axis=-1
-        )
+        law = jax.nn.log_softmax(scores(self.logits, prompts.counts, prompts.last), axis=-1)
         return jnp.take_along_axis(law, jnp.asarray(y)[:, None], axis=-1)[:, 0]
 
     def sample(self, key: Key[Array, ""], prompts: Prompts) -> Int[Array, " prompt"]:
@@ -206,7 +208,7 @@ class CCMC:
 
 @jax.jit
 def _sample(s: jax.Array, key: jax.Array, counts: jax.Array, last: jax.Array) -> jax.Array:
-    keys = _random.replicate_keys(key, jnp.arange(counts.shape[0]))
-    scores = s[last] + jnp.log(counts.astype(s.dtype))
-    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    keys = _random.replicate_keys(key, jnp.arange(counts.shape[0]), "labels")
+    weights = scores(s, counts, last)
+    weights = jnp.exp(weights - weights.max(-1, keepdims=True))
     return _random.draw(weights, _random.lane_words(keys, 1)[0])

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float
+    from jaxtyping import Array, Float, Int
 
 
 def centre_logits(logits: Float[Array, "*row token"]) -> Float[Array, "*row token"]:
     """Shift every row so that its finite entries sum to zero: the canonical gauge of ``S``.
 
     Minus infinities (masked tokens) stay. Adding a constant to a row of ``S`` changes no law
-    ([CCMC], section 2), so this picks one representative.
+    ([CCMC]), so this picks one representative.
 
     >>> import jax.numpy as jnp
     >>> centre_logits(jnp.array([[0.0, 2.0], [-jnp.inf, 5.0]])).tolist()
@@ -31,23 +31,23 @@ def logits_from_transition_matrix(p: Float[Array, "*row token"]) -> Float[Array,
     return centre_logits(jnp.log(p))
 
 
-def dual_head(embedding: Float[Array, "token d"]) -> Float[Array, "token d"]:
-    """The head ``C = pinv(E)ᵀ``, the one of least norm with ``C Eᵀ = I``.
+def scores(
+    logits: Float[Array, "token token"],
+    counts: Float[Array, "*context token"],
+    last: Int[Array, "*context"],
+) -> Float[Array, "*context token"]:
+    """Unnormalised log-weights ``S[k, j] + log n_j`` of the next token, (..., K).
 
-    Args:
-        embedding: (K, d) of rank K.
-
-    Returns:
-        (K, d).
+    Minus infinity where ``n_j = 0`` or ``j`` is masked. No checks: for use inside jit.
     """
-    return jnp.linalg.pinv(embedding).swapaxes(-1, -2)
+    return logits[last] + jnp.log(counts.astype(logits.dtype))
 
 
 def attention_weight(logits: np.ndarray, embedding: np.ndarray) -> np.ndarray:
     """The unique ``W`` in ``S_E = span{(e_i − e_j) e_kᵀ}`` with ``e_jᵀ W e_k = S[k, j] + c_k``.
 
     With ``G = E Eᵀ`` and ``c = −(1ᵀ G⁻¹ Sᵀ) / (1ᵀ G⁻¹ 1)``, ``A = G⁻¹ (Sᵀ + 1c) G⁻¹`` has
-    ``1ᵀA = 0``, and ``W = Eᵀ A E`` ([CCMC], section 2). Computed on the host in float64 through
+    ``1ᵀA = 0``, and ``W = Eᵀ A E`` ([CCMC]). Computed on the host in float64 through
     ``Eᵀ G⁻¹ = pinv(E)``, which does not square the condition number of ``E``.
 
     Args:

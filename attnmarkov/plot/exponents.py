@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
 
 def growth_exponents(slopes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
-    """Plot measured log-log slopes of losing tokens against ``λ_j = P[w, j] / P[w, w]``.
+    """Plot measured log-log slopes of losing tokens against what the mean field predicts.
 
     Args:
-        slopes: A dataset with variables ``predicted``, ``median``, ``lower`` and ``upper``
-            along dim ``group`` and a coordinate ``num_tokens``, as
-            :meth:`attnmarkov.experiments.winner_takes_all.WinnerTakesAll.slopes` gives.
+        slopes: A dataset along dim ``group``, as
+            :meth:`attnmarkov.experiments.winner_takes_all.WinnerTakesAll.slopes` gives, with
+            ``predicted`` exponents at the rollout's horizon and their ``limit``
+            ``P[w, j] / P[w, w]``, ``median`` slopes, the ends ``lower`` and ``upper`` of their
+            intervals, and a coordinate ``num_tokens``.
         ax: Axes to draw on; new ones if None.
 
     Returns:
@@ -42,15 +44,16 @@ def growth_exponents(slopes: xr.Dataset, *, ax: Axes | None = None) -> Axes:
             color=_style.colour(i),
             label=f"K = {size}",
         )
+        ax.plot(part["limit"], y, "o", ms=5, mfc="none", color=_style.colour(i), alpha=0.5)
     ends = [
-        max(0.0, min(float(slopes[v].min()) for v in ("predicted", "lower")) - 0.05),
+        max(0.0, min(float(slopes[v].min()) for v in ("limit", "predicted", "lower")) - 0.05),
         max(float(slopes[v].max()) for v in ("predicted", "upper")) + 0.05,
     ]
     ax.plot(ends, ends, color="0.25", linestyle="--", linewidth=1, label="prediction")
     ax.legend(frameon=False, fontsize=8)
     return _style.finish(
         ax,
-        xlabel=r"predicted exponent $\lambda_j = P_{wj}/P_{ww}$",
+        xlabel=r"predicted exponent (mean field; hollow: its limit $\lambda_j = P_{wj}/P_{ww}$)",
         ylabel="measured slope of log count (median, 99.99 % interval)",
         title="growth of losing tokens",
     )

@@ -109,7 +109,7 @@ class Prompts:
         cls, ids: jax.Array, num_tokens: int, sizes: ArrayLike | None, query: ArrayLike | None
     ) -> Prompts:
         """Prompts from (n, L) ids that are known to be good (or are traced)."""
-        ids = jnp.atleast_2d(ids)
+        ids = jnp.atleast_2d(ids).astype(jnp.int32)
         n, length = ids.shape
         lengths = jnp.full(n, length, jnp.int32) if sizes is None else jnp.asarray(sizes, jnp.int32)
         counts = _count(ids, lengths, num_tokens)
@@ -166,7 +166,9 @@ class Prompts:
     def __getitem__(self, index: slice | ArrayLike) -> Prompts:
         """The prompts at a slice, an index array or a mask along the prompt axis."""
         if isinstance(index, int | np.integer):
-            index = slice(index, index + 1) if index != -1 else slice(-1, None)
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"prompt {index} of {len(self)}")
+            index = np.array([index])
         return jax.tree.map(lambda x: x[index], self)
 
     def __repr__(self) -> str:

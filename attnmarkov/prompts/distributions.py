@@ -50,7 +50,7 @@ def iid(key: Key[Array, ""], num_prompts: int, length: int, law: ArrayLike) -> P
     Raises:
         ValueError: If a size is below 1, or ``law`` is negative, NaN or does not sum to 1.
     """
-    keys = _prompt_keys(key, num_prompts)
+    keys = _prompt_keys(key, num_prompts, "iid")
     length = _validate.integer(length, "length", minimum=1)
     if _validate.is_concrete(law):
         law = _validate.probability_vector(law, "law")
@@ -88,7 +88,7 @@ def from_supports(
     """Prompts of uniform tokens from a support that each prompt picks at random.
 
     Supports that overlap in a chain still cover the vocabulary; blocks that do not leave the
-    co-occurrence graphs disconnected, and the model unidentified ([CCMC], section 3).
+    co-occurrence graphs disconnected, and the model unidentified ([CCMC], consistency).
 
     Args:
         key: A typed JAX key.
@@ -107,7 +107,7 @@ def from_supports(
     >>> bool(((prompts.counts[:, :2].sum(1) == 0) | (prompts.counts[:, 2:].sum(1) == 0)).all())
     True
     """
-    keys = _prompt_keys(key, num_prompts)
+    keys = _prompt_keys(key, num_prompts, "supports")
     length = _validate.integer(length, "length", minimum=1)
     num_tokens = _validate.integer(num_tokens, "num_tokens", minimum=1)
     if len(supports) == 0:
@@ -149,7 +149,7 @@ def without_replacement(
     Raises:
         ValueError: If a size is out of range.
     """
-    keys = _prompt_keys(key, num_prompts)
+    keys = _prompt_keys(key, num_prompts, "order")
     num_tokens = _validate.integer(num_tokens, "num_tokens", minimum=1)
     length = _validate.integer(length, "length", minimum=1)
     if length > num_tokens:
@@ -175,10 +175,10 @@ def every_token_once(key: Key[Array, ""], num_prompts: int, num_tokens: int) -> 
     return without_replacement(key, num_prompts, num_tokens, num_tokens)
 
 
-def _prompt_keys(key: Key[Array, ""], num_prompts: int) -> Key[Array, " prompt"]:
+def _prompt_keys(key: Key[Array, ""], num_prompts: int, stream: str) -> Key[Array, " prompt"]:
     _validate.check_key(key)
     num_prompts = _validate.integer(num_prompts, "num_prompts", minimum=1)
-    return _random.replicate_keys(key, jnp.arange(num_prompts))
+    return _random.replicate_keys(key, jnp.arange(num_prompts), f"prompts.{stream}")
 
 
 def _pack(ids: jax.Array, num_tokens: int) -> Prompts:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import matplotlib as mpl
 
-from attnmarkov import sweep
+from attnmarkov import _validate, sweep
 from attnmarkov.report.result import Report, Result, evaluate, number
 
 if TYPE_CHECKING:
@@ -72,15 +72,13 @@ def write_outputs(out: str | os.PathLike[str], results: Sequence[Result]) -> Rep
     """
     folder = Path(out)
     claims = [c for r in results for c in r.claims]
-    try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
+    with _validate.writing(folder, "out"):
+        (folder / "figures").mkdir(exist_ok=True)
         sections = [_section(folder / "figures", r) for r in results]
         text = json.dumps([c.to_json() for c in claims], indent=2, allow_nan=False)
         (folder / "claims.json").write_text(text + "\n", encoding="utf-8")
         path = folder / "report.html"
         path.write_text(_page(sections, claims), encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"out: cannot write to {folder} ({error})") from None
     return Report(path, claims)
 
 

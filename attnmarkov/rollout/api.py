@@ -12,7 +12,9 @@ from attnmarkov.model import CCMC, SelfAttention
 from attnmarkov.prompts import Prompts
 from attnmarkov.rollout.reference import Reference
 from attnmarkov.rollout.scan import Scan
+from attnmarkov.rollout.skip_ahead import SkipAhead
 from attnmarkov.rollout.trajectory import Trajectory
+from attnmarkov.rollout.urn import Urn
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Key
@@ -20,8 +22,13 @@ if TYPE_CHECKING:
 
     from attnmarkov.rollout.engine import Engine
 
-ENGINES: dict[str, Engine] = {"reference": Reference(), "scan": Scan()}
-_INT32_MAX = np.iinfo(np.int32).max
+_SPREAD = 60.0  # nats; exp(-60) times a count leaves float32 room for rare tokens beside it
+ENGINES: dict[str, Engine] = {
+    "reference": Reference(),
+    "scan": Scan(),
+    "skip_ahead": SkipAhead(),
+    "urn": Urn(),
+}
 
 
 def log_spaced(num_steps: int, num: int) -> np.ndarray:
@@ -58,7 +65,8 @@ def rollout(
 
     Trajectory ``r`` depends on ``(key, first_replicate + r)``, the model and its prompt alone:
     not on the batch it stands in, nor on ``num_steps`` (a longer run begins with the shorter),
-    nor on what is recorded. Different engines give different draws of the same law.
+    nor on what is recorded (``urn`` excepted: its draws depend on ``at``). Different engines
+    give different draws of the same law.
 
     Args:
         model: A CCMC, or self-attention (taken through its exact CCMC).
@@ -66,10 +74,13 @@ def rollout(
         prompt: (L,) token ids shared by all trajectories; or one prompt per trajectory as an
             (R, L) array, a sequence of sequences, or a :class:`~attnmarkov.Prompts`.
         num_steps: Tokens to generate per trajectory, at least 0. The context must stay below
-            2**31 tokens.
+            2**31 tokens (2**62 with ``skip_ahead`` and ``urn``).
         num_trajectories: Number of trajectories R, at least 1.
         engine: ``"auto"``, ``"scan"`` (O(K) a step, on counts), ``"reference"`` (attention over
-            the growing context), or an engine object.
+            the growing context), ``"skip_ahead"`` (whole runs at once, counts to 2**62 tokens:
+            for horizons past a million where generation collapses), ``"urn"`` (all rows of
+            ``P`` equal), or an engine object. Auto is ``scan``, and ``skip_ahead`` for counts
+            past 2**30 steps.
         record: ``"tokens"`` keeps every token; ``"counts"`` keeps the context's counts at the
             steps ``at``, with memory independent of ``num_steps``.
         at: Increasing numbers of steps in 0..num_steps at which counts are recorded;
@@ -87,7 +98,7 @@ def rollout(
             tokens would leave a reachable token with nothing to attend.
 
     References:
-        [CCMC], section 5 (single-trajectory generation).
+        [CCMC], on learning from a single trajectory.
 
     >>> import jax, attnmarkov as am
     >>> model = am.CCMC.from_transition_matrix([[0.9, 0.1], [0.2, 0.8]])
@@ -99,17 +110,26 @@ def rollout(
     num_steps = _validate.integer(num_steps, "num_steps", minimum=0)
     num_trajectories = _validate.integer(num_trajectories, "num_trajectories", minimum=1)
     first = _validate.integer(first_replicate, "first_replicate", minimum=0)
+    if first + num_trajectories > 2**32:
+        raise ValueError(f"first_replicate: replicate ids end at 2**32, got {first_replicate}")
     _validate.choice(record, "record", ["tokens", "counts"])
     if isinstance(engine, str):
         name = _validate.choice(engine, "engine", ["auto", *ENGINES])
-        name = "scan" if name == "auto" else name
-        engine = ENGINES[name]
-    else:
+    elif all(hasattr(engine, a) for a in ("tokens", "counts", "max_lanes", "max_context")):
         name = type(engine).__name__
+    else:
+        raise ValueError(f"engine: expected a name or an engine object, got {engine!r}")
     if isinstance(model, SelfAttention):
         model = model.to_ccmc()
     prompts = _prompts(prompt, model.num_tokens, num_trajectories)
-    _check_reachable(model, prompts, num_steps)
+    if name == "auto":
+        name = _choose(record, num_steps)
+    if isinstance(engine, str):
+        engine = ENGINES[name]
+    _check_horizon(prompts, num_steps, engine)
+    if _validate.is_concrete(model, prompts):
+        _check_reachable(model, prompts)
+        _check_spread(model, prompts, engine)
     steps = None
     if record == "counts":
         steps = _recorded_steps(at, num_steps)
@@ -119,18 +139,18 @@ def rollout(
     # Lanes go to the engine in equal parts, the last one filled up with lanes thrown away.
     parts = -(-num_trajectories // engine.max_lanes)
     lanes = -(-num_trajectories // parts)
-    out = []
+    out: list[Any] = []
     for part in range(parts):
         index = np.arange(part * lanes, (part + 1) * lanes)
-        keys = _random.replicate_keys(key, jnp.asarray(first + index))
+        keys = _random.replicate_keys(key, jnp.asarray(first + index, jnp.uint32), "rollout")
         rows = prompts[np.minimum(index, num_trajectories - 1) if len(prompts) > 1 else 0 * index]
         if steps is None:
             out.append(engine.tokens(model.logits, keys, rows, num_steps))
         else:
-            out.append(engine.counts(model.logits, keys, rows, jnp.asarray(steps, jnp.int32)))
-    values = out[0] if parts == 1 else jnp.concatenate(out)[:num_trajectories]
-    at = None if steps is None else jnp.asarray(steps, jnp.int32)
-    return Trajectory(model.num_tokens, name, values, at)
+            out.append(engine.counts(model.logits, keys, rows, steps))
+    join = np if isinstance(out[0], np.ndarray) else jnp
+    values: Any = out[0] if parts == 1 else join.concatenate(out)[:num_trajectories]
+    return Trajectory(model.num_tokens, name, values, steps)
 
 
 def _prompts(prompt: Any, num_tokens: int, num_trajectories: int) -> Prompts:
@@ -164,19 +184,46 @@ def _recorded_steps(at: ArrayLike | None, num_steps: int) -> np.ndarray:
     return steps
 
 
-def _check_reachable(model: CCMC, prompts: Prompts, num_steps: int) -> None:
-    """Raise if the context outgrows int32, or a reachable token has nothing to attend."""
-    if not _validate.is_concrete(model, prompts):
-        return
-    counts = np.asarray(prompts.counts)
-    longest = int(counts.sum(axis=1, dtype=np.int64).max())
-    if longest + num_steps > _INT32_MAX:
+def _choose(record: str, num_steps: int) -> str:
+    """The engine of ``"auto"``: counts past int32 need skipping."""
+    far = num_steps >= Scan.max_context // 2
+    return "skip_ahead" if far and record == "counts" else "scan"
+
+
+def _check_horizon(prompts: Prompts, num_steps: int, engine: Engine) -> None:
+    """Raise if the context would outgrow the engine's counts."""
+    longest = 0
+    if _validate.is_concrete(prompts):
+        longest = int(np.asarray(prompts.counts).sum(axis=1, dtype=np.int64).max())
+    if longest + num_steps > engine.max_context:
+        able = [name for name, e in ENGINES.items() if longest + num_steps <= e.max_context]
         raise ValueError(
-            f"num_steps: a context of {longest} + {num_steps} tokens passes 2**31 - 1, "
-            "the most that int32 counts hold"
+            f"num_steps: a context of {longest} + {num_steps} tokens passes {engine.max_context}, "
+            f"the most that this engine's counts hold; these can: {', '.join(able) or 'none'} "
+            "(with record='counts')"
         )
-    logits = np.asarray(model.logits)
-    attends = np.exp(logits - logits.max(axis=1, keepdims=True)) > 0
+
+
+def _check_spread(model: CCMC, prompts: Prompts, engine: Engine) -> None:
+    """Raise if float32 weights relative to a row's largest would vanish on a whole context."""
+    logits = np.asarray(model.logits, np.float64)
+    below = logits - logits.max(axis=1, keepdims=True)
+    if isinstance(engine, Reference) or below[np.isfinite(below)].min() > -_SPREAD:
+        return
+    for support in np.unique(np.asarray(prompts.counts) > 0, axis=0):
+        best = below[:, support].max(axis=1)
+        row = int(np.where(np.isfinite(best), best, 0).argmin())
+        if np.isfinite(best[row]) and best[row] < -_SPREAD:
+            raise ValueError(
+                f"model: after token {row}, the likeliest token of the context has a logit "
+                f"{-best[row]:.0f} below the row's largest; engine='reference' can hold that"
+            )
+
+
+def _check_reachable(model: CCMC, prompts: Prompts) -> None:
+    """Raise if a reachable token has nothing to attend."""
+    counts = np.asarray(prompts.counts)
+    attends = np.isfinite(np.asarray(model.logits))
     if attends.all():
         return
     rows = np.unique(np.column_stack([counts > 0, np.asarray(prompts.last)]), axis=0)

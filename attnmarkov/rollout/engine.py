@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Array, Float, Int, Key
 
     from attnmarkov.prompts import Prompts
@@ -16,11 +17,17 @@ class Engine(Protocol):
     Attributes:
         max_lanes: The most lanes worth running in one call; :func:`attnmarkov.rollout` splits
             larger batches.
+        max_context: The longest context, prompt included, that its counts can hold.
     """
 
     @property
     def max_lanes(self) -> int:
         """The most lanes worth running in one call."""
+        ...
+
+    @property
+    def max_context(self) -> int:
+        """The longest context that its counts can hold."""
         ...
 
     def tokens(
@@ -38,7 +45,7 @@ class Engine(Protocol):
         logits: Float[Array, "token token"],
         keys: Key[Array, " lane"],
         prompts: Prompts,
-        at: Int[Array, " record"],
-    ) -> Int[Array, "lane record token"]:
+        at: np.ndarray,
+    ) -> np.ndarray | Int[Array, "lane record token"]:
         """The whole context's counts after each of ``at`` steps (increasing)."""
         ...

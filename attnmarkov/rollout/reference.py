@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnmarkov import _random
+from attnmarkov import _random, _validate
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
@@ -27,9 +27,11 @@ class Reference:
 
     Attributes:
         max_lanes: Lanes per call.
+        max_context: The longest context its int32 counts hold.
     """
 
     max_lanes: int = 1024
+    max_context: int = 2**31 - 1
 
     def tokens(
         self,
@@ -47,22 +49,21 @@ class Reference:
         logits: Float[Array, "token token"],
         keys: Key[Array, " lane"],
         prompts: Prompts,
-        at: Int[Array, " record"],
+        at: np.ndarray,
     ) -> Int[Array, "lane record token"]:
         """See :class:`~attnmarkov.rollout.engine.Engine`; tallied from the tokens."""
-        steps = np.asarray(at)
-        drawn = np.asarray(self.tokens(logits, keys, prompts, int(steps[-1])))
-        out = np.repeat(np.asarray(prompts.counts)[:, None], len(steps), axis=1)
-        for token in range(logits.shape[0]):
-            grown = np.concatenate([np.zeros((len(drawn), 1), int), (drawn == token).cumsum(1)], 1)
-            out[:, :, token] += grown[:, steps].astype(out.dtype)
-        return jnp.asarray(out)
+        drawn = self.tokens(logits, keys, prompts, int(at[-1]))
+        drawn = jnp.pad(drawn, ((0, 0), (1, 0)), constant_values=-1)  # nothing after 0 steps
+        grown = [(drawn == token).cumsum(1)[:, at] for token in range(logits.shape[0])]
+        return prompts.counts[:, None] + jnp.stack(grown, axis=-1)
 
 
 def _context(prompts: Prompts) -> tuple[jax.Array, jax.Array]:
     """Token ids of the prompts; any order will do where only counts are known."""
     if prompts.tokens is not None and prompts.lengths is not None:
         return prompts.tokens, prompts.lengths
+    if not _validate.is_concrete(prompts):
+        raise ValueError("prompt: the reference engine needs token ids, not traced counts")
     counts = np.asarray(prompts.counts)
     lengths = counts.sum(axis=1)
     ids = np.zeros((len(counts), lengths.max()), np.int32)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from attnmarkov import _random
 
 if TYPE_CHECKING:
+    import numpy as np
     from jaxtyping import Array, Float, Int, Key
 
     from attnmarkov.prompts import Prompts
@@ -25,9 +26,11 @@ class Scan:
 
     Attributes:
         max_lanes: Lanes per call; 2048 of them with 16 tokens stay in a core's cache.
+        max_context: The longest context its int32 counts hold.
     """
 
     max_lanes: int = 2048
+    max_context: int = 2**31 - 1
 
     def tokens(
         self,
@@ -44,10 +47,10 @@ class Scan:
         logits: Float[Array, "token token"],
         keys: Key[Array, " lane"],
         prompts: Prompts,
-        at: Int[Array, " record"],
+        at: np.ndarray,
     ) -> Int[Array, "lane record token"]:
         """See :class:`~attnmarkov.rollout.engine.Engine`."""
-        return _counts(logits, keys, prompts.counts, prompts.last, at)
+        return _counts(logits, keys, prompts.counts, prompts.last, jnp.asarray(at, jnp.int32))
 
 
 def _step(p: jax.Array, state: _State, bits: jax.Array) -> tuple[_State, jax.Array]:

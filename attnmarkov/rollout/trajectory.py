@@ -24,13 +24,13 @@ class Trajectory:
         num_tokens: Vocabulary size K.
         engine: Name of the engine that made it.
         values: What was recorded; read it as :attr:`tokens` or :attr:`counts`.
-        at: (len(at),) the numbers of steps at which counts were recorded; None for tokens.
+        at: (len(at),) int64, the numbers of steps at which counts were recorded; None for tokens.
     """
 
     num_tokens: int = field(metadata={"static": True})
     engine: str = field(metadata={"static": True})
     values: Int[Array, "replicate ..."]
-    at: Int[Array, " record"] | None = None
+    at: np.ndarray | None = None
 
     @property
     def tokens(self) -> Int[Array, "replicate step"]:
@@ -45,7 +45,9 @@ class Trajectory:
 
     @property
     def counts(self) -> Int[Array, "replicate record token"]:
-        """(R, len(at), K) int32, the whole context's token counts, prompt included.
+        """(R, len(at), K), the whole context's token counts, prompt included.
+
+        int32 on the device, or int64 on the host from the engines that count past 2**31.
 
         Raises:
             ValueError: If the rollout recorded tokens.

@@ -89,8 +89,7 @@ class Experiment(abc.ABC):
 
     def validate(self) -> None:
         """Raise ``ValueError`` for parameters out of range. Overrides call this one first."""
-        if _validate.integer(self.seed, "seed", minimum=0) >= 2**32:
-            raise ValueError(f"seed: must be below 2**32, got {self.seed}")
+        _validate.seed(self.seed)
         _validate.integer(self.num_replicates, "num_replicates", minimum=1)
 
     @classmethod
@@ -124,7 +123,7 @@ class Experiment(abc.ABC):
         Args:
             config: The grid point.
             key: Its key. Replicate ``r`` draws from ``fold_in(key, r)`` and from nothing else,
-                so that results do not depend on how replicates are grouped.
+                so that draws do not depend on how replicates are grouped.
             replicates: Ids of the replicates wanted.
 
         Returns:

@@ -37,8 +37,10 @@ def run(
 ) -> xr.Dataset:
     """Run every replicate of every grid point of an experiment.
 
-    Results depend on the experiment alone: not on ``block_size``, nor on how often the run was
-    stopped and resumed.
+    Random draws depend on the experiment alone, so draws and integer results are the same to the
+    bit for every ``block_size``; floats computed from them may differ in their last bits, since
+    XLA compiles each shape anew. A store that is resumed keeps the block size it was made with,
+    so on the same device a run that was stopped and resumed equals one that never was, to the bit.
 
     Args:
         experiment: What to run.

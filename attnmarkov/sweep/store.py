@@ -20,6 +20,7 @@ import zarr
 from zarr.storage import LocalStore, MemoryStore
 
 import attnmarkov
+from attnmarkov import _validate
 from attnmarkov.sweep.experiment import canonical_json
 
 if TYPE_CHECKING:
@@ -116,15 +117,14 @@ def prepare(
     if out is None:
         return Store(_create(MemoryStore(), experiment, configs, block, attributes))
     path = Path(out).resolve()
-    try:
-        found = _attributes(path)
+    found = _attributes(path)
+    kept = found is not None and resume
+    with _validate.writing(path, "out", path if kept else path.parent):
         if found is None and path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise ValueError(f"out: {path} exists and holds no results of a sweep; left as it is")
         if found is not None and resume:
             _check_same(found, attributes, path)
-            tempfile.TemporaryFile(dir=path).close()  # fails now rather than after an hour
             return Store(zarr.open_group(LocalStore(path), mode="r+"))
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Built beside its place and moved in, so that no half-made store can be found later.
         with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as scratch:
             fresh = Path(scratch, "new")
@@ -132,8 +132,6 @@ def prepare(
             if found is not None:
                 path.rename(Path(scratch, "old"))
             fresh.replace(path)
-    except OSError as error:
-        raise ValueError(f"out: cannot write to {path} ({error})") from None
     return Store(zarr.open_group(LocalStore(path), mode="r+"))
 
 
@@ -197,7 +195,7 @@ def _attributes(path: Path) -> dict[str, str] | None:
     try:
         attributes = json.loads(Path(path, "zarr.json").read_text())["attributes"]
         return attributes if attributes["format"] == FORMAT else None
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

@@ -1,0 +1,211 @@
+"""The skip-ahead engine: jumps over whole runs of one token, exactly, to any horizon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from attnmarkov import _random, _validate, _wide
+from attnmarkov._wide import Wide
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Key, UInt32
+
+    from attnmarkov.prompts import Prompts
+
+_WORDS = 10  # random words of a turn
+
+
+@dataclass(frozen=True)
+class SkipAhead:
+    """Draws the length of a stay on the last token at once, then the token that ends it.
+
+    While the chain stays on ``k``, it leaves after ``i`` more stays with probability
+    ``c / (n_k + i + c)``, ``c = Σ_{j≠k} n_j P[k, j] / P[k, k]``. So the length of the stay is
+    beta-geometric: ``p ~ Beta(c, n_k)``, then ``Geometric(p)`` stays, then token ``j ≠ k`` with
+    weight ``n_j P[k, j]``. A trajectory to time ``T`` costs about ``Σ_j T**λ_j`` draws.
+
+    Every lane goes at its own pace; gamma variables are drawn by rejection, and a lane that
+    rejects tries again at the next turn while the others go on. Counts and times are 64-bit
+    pairs, exact to the unit; probabilities have float32 precision, rare tokens included.
+
+    Attributes:
+        max_lanes: Lanes per call.
+        max_context: The longest context its 64-bit counts hold.
+
+    References:
+        Marsaglia and Tsang (2000), for the gamma variables.
+    """
+
+    max_lanes: int = 4096
+    max_context: int = 2**62
+
+    def tokens(
+        self,
+        logits: Float[Array, "token token"],
+        keys: Key[Array, " lane"],
+        prompts: Prompts,
+        num_steps: int,
+    ) -> Int[Array, "lane step"]:
+        """Not drawn one by one: raises ``ValueError``."""
+        raise ValueError(
+            "engine: 'skip_ahead' records counts, not tokens; pass record='counts' or engine='scan'"
+        )
+
+    def counts(
+        self,
+        logits: Float[Array, "token token"],
+        keys: Key[Array, " lane"],
+        prompts: Prompts,
+        at: np.ndarray,
+    ) -> np.ndarray | Int[Array, "lane record token"]:
+        """See :class:`~attnmarkov.rollout.engine.Engine`; int64 on the host (int32 if traced)."""
+        wide = _run(logits, keys, prompts.counts, prompts.last, Wide.of(at))
+        if _validate.is_concrete(wide):
+            return wide.numpy()
+        return wide.low.astype(jnp.int32)
+
+
+class _State(NamedTuple):
+    counts: Wide  # (token, lane), when the current stay begins
+    last: jax.Array  # (lane,) token stayed on
+    begin: Wide  # (lane,) steps done when the stay begins
+    end: Wide  # (lane,) steps done when it ends
+    fresh: jax.Array  # (lane,) whether the length of the stay is still to be drawn
+    attempt: jax.Array  # (lane,) uint32, numbers the calls on the generator
+    record: jax.Array  # (lane,) next record to write
+    out: Wide  # (record, token, lane)
+
+
+@jax.jit
+def _run(logits: jax.Array, keys: jax.Array, counts: jax.Array, last: jax.Array, at: Wide) -> Wide:
+    size, lanes, records = counts.shape[1], counts.shape[0], at.low.shape[0]
+    p = jnp.exp(logits - logits.max(axis=1, keepdims=True)).T  # (token, query)
+    tokens = jnp.arange(size, dtype=jnp.int32)[:, None]
+    index = jnp.arange(lanes)
+
+    def turn(s: _State) -> _State:
+        due = Wide(*(x[jnp.minimum(s.record, records - 1)] for x in at))
+        active = s.record < records
+        # 1. Write a record that falls in the current stay.
+        write = active & ~s.fresh & (due <= s.end)
+        row = _grow(s.counts, write & (tokens == s.last), due - s.begin)
+        slot = jnp.where(write, s.record, records)
+        out = Wide(
+            *(o.at[slot, :, index].set(r.T, mode="drop") for o, r in zip(s.out, row, strict=True))
+        )
+        # 2. A lane with no record there ends its stay, and emits the token that ends it.
+        go = active & ~write
+        leave = go & ~s.fresh
+        bits = jax.vmap(
+            lambda key, i: jax.random.bits(jax.random.fold_in(key, i), (_WORDS,)), out_axes=-1
+        )(keys, s.attempt)
+        counts = _grow(s.counts, leave & (tokens == s.last), s.end - s.begin)
+        weights = jnp.where(tokens == s.last, 0, s.counts.to_float() * p[:, s.last])
+        token = _random.draw(weights, bits[:2], axis=0)
+        counts = _grow(counts, leave & (tokens == token), Wide.one())
+        last = jnp.where(leave, token, s.last)
+        begin = _wide.where(leave, s.end + Wide.one(), s.begin)
+        # 3. And draws the length of its next stay; if rejected, again at the next turn.
+        here = tokens == last
+        weighted = counts.to_float() * p[:, last]
+        stay, accepted = _stay(
+            jnp.where(here, 0, weighted).sum(0),
+            jnp.where(here, p[:, last], 0).sum(0),
+            jnp.where(here, counts.to_float(), 0).sum(0),
+            bits[2:],
+        )
+        drawn = go & accepted
+        return _State(
+            counts,
+            last,
+            begin,
+            _wide.where(drawn, begin + stay, s.end),
+            (s.fresh | leave) & ~drawn,
+            s.attempt + go,
+            s.record + write,
+            out,
+        )
+
+    zero = jnp.zeros(lanes, jnp.uint32)
+    blank = jnp.zeros((records, size, lanes), jnp.uint32)
+    held = counts.T.astype(jnp.uint32)
+    start = _State(
+        counts=Wide(jnp.zeros_like(held), held),
+        last=last,
+        begin=Wide(zero, zero),
+        end=Wide(zero, zero),
+        fresh=jnp.ones(lanes, bool),
+        attempt=zero,
+        record=jnp.zeros(lanes, jnp.int32),
+        out=Wide(blank, blank),
+    )
+    final = jax.lax.while_loop(lambda s: (s.record < records).any(), turn, start)
+    return Wide(*(o.transpose(2, 0, 1) for o in final.out))
+
+
+def _grow(counts: Wide, which: jax.Array, by: Wide) -> Wide:
+    """``counts`` with ``by`` added where ``which`` holds."""
+    return counts + Wide(jnp.where(which, by.high, 0), jnp.where(which, by.low, 0))
+
+
+def _stay(
+    others: Float[Array, " lane"],
+    own: Float[Array, " lane"],
+    n: Float[Array, " lane"],
+    bits: UInt32[Array, "8 lane"],
+) -> tuple[Wide, jax.Array]:
+    """The length of a stay, and whether the attempt was accepted.
+
+    ``others = Σ_{j≠k} n_j P[k, j]``, ``own = P[k, k]``, ``n = n_k``.
+    """
+    possible = (own > 0) & (n > 0)
+    c = jnp.where(possible & (others > 0), others / jnp.where(possible, own, 1), 1)
+    small = c < 1
+    log_c, ok_c = _log_gamma(c + small, bits[0], bits[1])
+    log_c = log_c - jnp.where(small, _exponential(bits[2]) / c, 0)  # Gamma(c+1) U**(1/c)
+    log_n, ok_n = _log_gamma(jnp.maximum(n, 1), bits[3], bits[4])
+    # p = G_c / (G_c + G_n), so -log(1 - p) = log1p(G_c / G_n); stays = floor(E / -log(1 - p)).
+    ratio = jnp.exp(jnp.minimum(log_c - log_n, 80.0))
+    length = jnp.where(possible, _exponential(bits[5]) / jnp.log1p(ratio), 0)
+    length = jnp.where(others > 0, length, jnp.inf)
+    return _wide.from_float(length, bits[6:8]), (ok_c & ok_n) | ~possible | (others <= 0)
+
+
+def _exponential(word: UInt32[Array, ...]) -> Float[Array, ...]:
+    """A standard exponential variable, of full relative precision down to 1e-10."""
+    u = (word.astype(jnp.float32) + 0.5) * 2.0**-32
+    return -jnp.log1p(-jnp.minimum(u, 1 - 2.0**-24))
+
+
+def _normal(word: UInt32[Array, ...]) -> Float[Array, ...]:
+    """A standard normal variable with tails to six standard deviations."""
+    half = ((word >> 1).astype(jnp.float32) + 0.5) * 2.0**-32
+    return jnp.where(word & 1, 1, -1) * jax.scipy.special.ndtri(half)
+
+
+def _log_gamma(
+    a: Float[Array, ...], normal: UInt32[Array, ...], uniform: UInt32[Array, ...]
+) -> tuple[Float[Array, ...], jax.Array]:
+    """One attempt at the logarithm of a Gamma(a) variable, a >= 1, and whether it is accepted.
+
+    Marsaglia and Tsang's ``d (1 + δ)**3`` with ``δ = x / sqrt(9 d)``, ``x`` normal. Its log
+    acceptance ``x²/2 + d − d v + d log v`` equals ``d f(δ)``, ``f = −3δ⁴/4 + 3δ⁵/5 − …``, which
+    float32 can hold for any ``d``.
+    """
+    d = a - 1 / 3
+    x = _normal(normal)
+    delta = x / jnp.sqrt(9 * d)
+    inside = delta > -1
+    delta = jnp.where(inside, delta, 0)
+    series = jnp.zeros_like(delta)
+    for power in range(12, 3, -1):  # error below 1e-6 of f for |δ| < 0.2
+        series = series * delta + 3 * (-1) ** (power + 1) / power
+    direct = 3 * jnp.log1p(delta) - 3 * delta + 1.5 * delta**2 - delta**3
+    f = jnp.where(jnp.abs(delta) < 0.2, series * delta**4, direct)
+    accepted = inside & (-_exponential(uniform) < d * f)
+    return jnp.log(d) + 3 * jnp.log1p(delta), accepted

@@ -1,0 +1,133 @@
+"""The urn engine: exact counts in O(K) a record when all rows of ``P`` are equal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from attnmarkov import _validate
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, Int, Key
+
+    from attnmarkov.prompts import Prompts
+
+_ROW_TOLERANCE = 1e-5  # rows of logits that differ by rounding alone
+
+
+@dataclass(frozen=True)
+class Urn:
+    """Draws counts at any horizon, if every query weighs the tokens alike.
+
+    With equal rows the rollout is an urn with replacement weights ``n_j P_j``. In continuous
+    time its counts are independent Yule processes, and given ``W_j ~ Gamma(n_j)`` the births of
+    token ``j`` are a Poisson process with cumulative rate ``W_j (exp(P_j s) − 1)``. So the time
+    ``s`` of birth ``T`` solves ``Σ_j W_j (exp(P_j s) − 1) = Gamma(T)``; the births before it are
+    multinomial in proportion to the cumulative rates, and the last one to the rates themselves.
+    No approximation, whatever ``T``.
+
+    It computes on the host in float64 and 64-bit integers, so it takes concrete arguments only.
+
+    Attributes:
+        max_lanes: Lanes per call.
+        max_context: The longest context its 64-bit counts hold.
+
+    References:
+        Athreya and Karlin (1968).
+    """
+
+    max_lanes: int = 65536
+    max_context: int = 2**62
+
+    def tokens(
+        self,
+        logits: Float[Array, "token token"],
+        keys: Key[Array, " lane"],
+        prompts: Prompts,
+        num_steps: int,
+    ) -> Int[Array, "lane step"]:
+        """Not drawn one by one: raises ``ValueError``."""
+        raise ValueError(
+            "engine: 'urn' draws counts, not tokens; pass record='counts' or engine='scan'"
+        )
+
+    def counts(
+        self,
+        logits: Float[Array, "token token"],
+        keys: Key[Array, " lane"],
+        prompts: Prompts,
+        at: np.ndarray,
+    ) -> np.ndarray:
+        """See :class:`~attnmarkov.rollout.engine.Engine`; int64 on the host.
+
+        Raises:
+            ValueError: If the rows of ``logits`` differ, or an argument is traced.
+        """
+        if not _validate.is_concrete(logits, keys, prompts):
+            raise ValueError("engine: 'urn' works on concrete arguments only; use 'scan' in jit")
+        s = np.asarray(logits, np.float64)
+        with np.errstate(invalid="ignore"):
+            gap = np.where(s == s[0], 0, np.abs(s - s[0]))
+        if gap.max() > _ROW_TOLERANCE:
+            row = int(gap.max(axis=1).argmax())
+            raise ValueError(
+                f"engine: 'urn' needs equal rows of P, but rows 0 and {row} differ; "
+                "use 'skip_ahead' or 'scan'"
+            )
+        rates = np.exp(s[0] - s[0].max())
+        start = np.asarray(prompts.counts, np.int64)
+        seeds = np.asarray(jax.vmap(lambda k: jax.random.bits(k, (4,)))(keys))
+        return np.stack(
+            [
+                _lane(np.random.Generator(np.random.Philox(_seed(seed))), rates, n, at)
+                for seed, n in zip(seeds, start, strict=True)
+            ]
+        )
+
+
+def _seed(words: np.ndarray) -> int:
+    return int.from_bytes(words.astype("<u4").tobytes(), "little")
+
+
+def _lane(rng: np.random.Generator, rates: np.ndarray, n: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """(len(at), K) counts of one trajectory."""
+    out = np.empty((len(at), n.size), np.int64)
+    alive = (n > 0) & (rates > 0)
+    rates = np.where(alive, rates, 0) / rates[alive].max()
+    scale = np.where(alive, rng.standard_gamma(np.maximum(n, 1)), 0)
+    counts, time, births = n.copy(), 0.0, 0
+    for i, target in enumerate(at):
+        new = int(target) - births
+        if new > 0:
+            # The cumulative rate from `time` on: scale exp(rates time) (exp(rates s) - 1).
+            now = scale * np.exp(rates * time)
+            step = _solve(now, rates, rng.standard_gamma(new))
+            mass = now * np.expm1(rates * step)
+            counts = counts + rng.multinomial(new - 1, mass / mass.sum())
+            time += step
+            pace = rates * scale * np.exp(rates * time)
+            counts[rng.choice(n.size, p=pace / pace.sum())] += 1
+            births = int(target)
+        out[i] = counts
+    return out
+
+
+def _solve(now: np.ndarray, rates: np.ndarray, target: float) -> float:
+    """The root s > 0 of Σ now (exp(rates s) − 1) = target, by bracketing in float64."""
+    from scipy import optimize
+
+    def gap(s: float) -> float:
+        return float(np.log(now @ np.expm1(rates * s)) - np.log(target))
+
+    # A single token j alone reaches the target at log1p(target / now_j) / rate_j: an upper end;
+    # all tokens at the fastest rate reach it at the lower end.
+    alive = (now > 0) & (rates > 0)
+    upper = float((np.log1p(target / now[alive]) / rates[alive]).min())
+    lower = float(np.log1p(target / now.sum()) / rates[alive].max())
+    widen = 1e-9  # the ends meet where one token is alone, or rates are equal
+    ends = lower * (1 - widen), upper * (1 + widen)
+    root: Any = optimize.brentq(gap, *ends, xtol=1e-300, rtol=np.float64(1e-14))
+    return float(root)
