@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,9 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, UInt32
 
 
-class Wide(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Wide:
     """``high · 2**32 + low``, elementwise."""
 
     high: UInt32[Array, ...]
@@ -32,7 +35,7 @@ class Wide(NamedTuple):
         """The number 1."""
         return cls(jnp.uint32(0), jnp.uint32(1))
 
-    def __add__(self, other: Wide) -> Wide:  # type: ignore[override]
+    def __add__(self, other: Wide) -> Wide:
         """The sum, wrapping at 2**64."""
         low = self.low + other.low
         return Wide(self.high + other.high + (low < other.low).astype(jnp.uint32), low)
@@ -42,7 +45,7 @@ class Wide(NamedTuple):
         borrow = (self.low < other.low).astype(jnp.uint32)
         return Wide(self.high - other.high - borrow, self.low - other.low)
 
-    def __le__(self, other: Wide) -> Bool[Array, ...]:  # type: ignore[override]
+    def __le__(self, other: Wide) -> Bool[Array, ...]:
         """Whether each value is at most the other."""
         less = self.high < other.high
         return less | ((self.high == other.high) & (self.low <= other.low))

@@ -196,8 +196,8 @@ def test_auto_skips_where_int32_ends(key):
 @pytest.mark.parametrize(
     ("engine", "change", "message"),
     [
-        ("skip_ahead", {"record": "tokens"}, "'skip_ahead' records counts, not tokens"),
-        ("urn", {"record": "tokens"}, "'urn' draws counts, not tokens"),
+        ("skip_ahead", {"record": "tokens"}, "SkipAhead draws counts, not tokens"),
+        ("urn", {"record": "tokens"}, "Urn draws counts, not tokens"),
         ("urn", {}, "'urn' needs equal rows of P, but rows 0 and 2 differ"),
         ("skip_ahead", {"num_steps": 2**63}, "num_steps: .* these can: none"),
         ("scan", {"num_steps": 2**31}, "these can: skip_ahead, urn"),

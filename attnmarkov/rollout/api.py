@@ -10,6 +10,7 @@ import numpy as np
 from attnmarkov import _random, _validate
 from attnmarkov.model import CCMC, SelfAttention
 from attnmarkov.prompts import Prompts
+from attnmarkov.rollout.engine import Engine
 from attnmarkov.rollout.reference import Reference
 from attnmarkov.rollout.scan import Scan
 from attnmarkov.rollout.skip_ahead import SkipAhead
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Key
     from numpy.typing import ArrayLike
 
-    from attnmarkov.rollout.engine import Engine
 
 _SPREAD = 60.0  # nats; exp(-60) times a count leaves float32 room for rare tokens beside it
 ENGINES: dict[str, Engine] = {
@@ -115,7 +115,7 @@ def rollout(
     _validate.choice(record, "record", ["tokens", "counts"])
     if isinstance(engine, str):
         name = _validate.choice(engine, "engine", ["auto", *ENGINES])
-    elif all(hasattr(engine, a) for a in ("tokens", "counts", "max_lanes", "max_context")):
+    elif isinstance(engine, Engine):
         name = type(engine).__name__
     else:
         raise ValueError(f"engine: expected a name or an engine object, got {engine!r}")

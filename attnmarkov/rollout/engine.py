@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+import abc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -11,7 +13,8 @@ if TYPE_CHECKING:
     from attnmarkov.prompts import Prompts
 
 
-class Engine(Protocol):
+@dataclass(frozen=True)
+class Engine(abc.ABC):
     """Simulates lanes of one CCMC; lane ``r`` draws from ``keys[r]`` alone.
 
     Attributes:
@@ -20,26 +23,10 @@ class Engine(Protocol):
         max_context: The longest context, prompt included, that its counts can hold.
     """
 
-    @property
-    def max_lanes(self) -> int:
-        """The most lanes worth running in one call."""
-        ...
+    max_lanes: int = 2048
+    max_context: int = 2**31 - 1
 
-    @property
-    def max_context(self) -> int:
-        """The longest context that its counts can hold."""
-        ...
-
-    def tokens(
-        self,
-        logits: Float[Array, "token token"],
-        keys: Key[Array, " lane"],
-        prompts: Prompts,
-        num_steps: int,
-    ) -> Int[Array, "lane step"]:
-        """The tokens drawn at steps ``0..num_steps-1``."""
-        ...
-
+    @abc.abstractmethod
     def counts(
         self,
         logits: Float[Array, "token token"],
@@ -48,4 +35,16 @@ class Engine(Protocol):
         at: np.ndarray,
     ) -> np.ndarray | Int[Array, "lane record token"]:
         """The whole context's counts after each of ``at`` steps (increasing)."""
-        ...
+
+    def tokens(
+        self,
+        logits: Float[Array, "token token"],
+        keys: Key[Array, " lane"],
+        prompts: Prompts,
+        num_steps: int,
+    ) -> Int[Array, "lane step"]:
+        """The tokens drawn at steps ``0..num_steps-1``; engines that count only raise."""
+        raise ValueError(
+            f"engine: {type(self).__name__} draws counts, not tokens; pass record='counts' or "
+            "engine='scan'"
+        )

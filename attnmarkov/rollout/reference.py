@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnmarkov import _random, _validate
+from attnmarkov.rollout.engine import Engine
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
@@ -19,19 +20,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Reference:
+class Reference(Engine):
     """Keeps the whole context, attends every position at every step, and copies one.
 
     A step draws a *position* from the attention weights and emits the token that stands there:
     nothing is counted. Time and memory grow with the context, O((L + T)²) a trajectory.
-
-    Attributes:
-        max_lanes: Lanes per call.
-        max_context: The longest context its int32 counts hold.
     """
 
     max_lanes: int = 1024
-    max_context: int = 2**31 - 1
 
     def tokens(
         self,
@@ -40,7 +36,7 @@ class Reference:
         prompts: Prompts,
         num_steps: int,
     ) -> Int[Array, "lane step"]:
-        """See :class:`~attnmarkov.rollout.engine.Engine`."""
+        """See :class:`~attnmarkov.rollout.Engine`."""
         context, lengths = _context(prompts)
         return _tokens(logits, keys, context, lengths, prompts.last, num_steps)
 
@@ -51,7 +47,7 @@ class Reference:
         prompts: Prompts,
         at: np.ndarray,
     ) -> Int[Array, "lane record token"]:
-        """See :class:`~attnmarkov.rollout.engine.Engine`; tallied from the tokens."""
+        """See :class:`~attnmarkov.rollout.Engine`; tallied from the tokens."""
         drawn = self.tokens(logits, keys, prompts, int(at[-1]))
         drawn = jnp.pad(drawn, ((0, 0), (1, 0)), constant_values=-1)  # nothing after 0 steps
         grown = [(drawn == token).cumsum(1)[:, at] for token in range(logits.shape[0])]

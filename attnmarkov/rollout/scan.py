@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from attnmarkov import _random
+from attnmarkov.rollout.engine import Engine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,16 +22,11 @@ _State = tuple[jax.Array, jax.Array]  # counts (token, lane), last (lane,)
 
 
 @dataclass(frozen=True)
-class Scan:
+class Scan(Engine):
     """Steps a CCMC on its counts, token-major so that a step is K vector operations.
 
-    Attributes:
-        max_lanes: Lanes per call; 2048 of them with 16 tokens stay in a core's cache.
-        max_context: The longest context its int32 counts hold.
+    2048 lanes of 16 tokens stay in a core's cache.
     """
-
-    max_lanes: int = 2048
-    max_context: int = 2**31 - 1
 
     def tokens(
         self,
@@ -39,7 +35,7 @@ class Scan:
         prompts: Prompts,
         num_steps: int,
     ) -> Int[Array, "lane step"]:
-        """See :class:`~attnmarkov.rollout.engine.Engine`."""
+        """See :class:`~attnmarkov.rollout.Engine`."""
         return _tokens(logits, keys, prompts.counts, prompts.last, num_steps)
 
     def counts(
@@ -49,7 +45,7 @@ class Scan:
         prompts: Prompts,
         at: np.ndarray,
     ) -> Int[Array, "lane record token"]:
-        """See :class:`~attnmarkov.rollout.engine.Engine`."""
+        """See :class:`~attnmarkov.rollout.Engine`."""
         return _counts(logits, keys, prompts.counts, prompts.last, jnp.asarray(at, jnp.int32))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from attnmarkov import _random, _validate, _wide
 from attnmarkov._wide import Wide
+from attnmarkov.rollout.engine import Engine
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key, UInt32
@@ -21,7 +22,7 @@ _WORDS = 10  # random words of a turn
 
 
 @dataclass(frozen=True)
-class SkipAhead:
+class SkipAhead(Engine):
     """Draws the length of a stay on the last token at once, then the token that ends it.
 
     While the chain stays on ``k``, it leaves after ``i`` more stays with probability
@@ -33,28 +34,12 @@ class SkipAhead:
     rejects tries again at the next turn while the others go on. Counts and times are 64-bit
     pairs, exact to the unit; probabilities have float32 precision, rare tokens included.
 
-    Attributes:
-        max_lanes: Lanes per call.
-        max_context: The longest context its 64-bit counts hold.
-
     References:
         Marsaglia and Tsang (2000), for the gamma variables.
     """
 
     max_lanes: int = 4096
     max_context: int = 2**62
-
-    def tokens(
-        self,
-        logits: Float[Array, "token token"],
-        keys: Key[Array, " lane"],
-        prompts: Prompts,
-        num_steps: int,
-    ) -> Int[Array, "lane step"]:
-        """Not drawn one by one: raises ``ValueError``."""
-        raise ValueError(
-            "engine: 'skip_ahead' records counts, not tokens; pass record='counts' or engine='scan'"
-        )
 
     def counts(
         self,
@@ -63,7 +48,7 @@ class SkipAhead:
         prompts: Prompts,
         at: np.ndarray,
     ) -> np.ndarray | Int[Array, "lane record token"]:
-        """See :class:`~attnmarkov.rollout.engine.Engine`; int64 on the host (int32 if traced)."""
+        """See :class:`~attnmarkov.rollout.Engine`; int64 on the host (int32 if traced)."""
         wide = _run(logits, keys, prompts.counts, prompts.last, Wide.of(at))
         if _validate.is_concrete(wide):
             return wide.numpy()
@@ -89,15 +74,13 @@ def _run(logits: jax.Array, keys: jax.Array, counts: jax.Array, last: jax.Array,
     index = jnp.arange(lanes)
 
     def turn(s: _State) -> _State:
-        due = Wide(*(x[jnp.minimum(s.record, records - 1)] for x in at))
+        due = jax.tree.map(lambda x: x[jnp.minimum(s.record, records - 1)], at)
         active = s.record < records
         # 1. Write a record that falls in the current stay.
         write = active & ~s.fresh & (due <= s.end)
         row = _grow(s.counts, write & (tokens == s.last), due - s.begin)
         slot = jnp.where(write, s.record, records)
-        out = Wide(
-            *(o.at[slot, :, index].set(r.T, mode="drop") for o, r in zip(s.out, row, strict=True))
-        )
+        out = jax.tree.map(lambda o, r: o.at[slot, :, index].set(r.T, mode="drop"), s.out, row)
         # 2. A lane with no record there ends its stay, and emits the token that ends it.
         go = active & ~write
         leave = go & ~s.fresh
@@ -145,7 +128,7 @@ def _run(logits: jax.Array, keys: jax.Array, counts: jax.Array, last: jax.Array,
         out=Wide(blank, blank),
     )
     final = jax.lax.while_loop(lambda s: (s.record < records).any(), turn, start)
-    return Wide(*(o.transpose(2, 0, 1) for o in final.out))
+    return jax.tree.map(lambda o: o.transpose(2, 0, 1), final.out)
 
 
 def _grow(counts: Wide, which: jax.Array, by: Wide) -> Wide:

@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from attnmarkov import _validate
+from attnmarkov.rollout.engine import Engine
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int, Key
+    from jaxtyping import Array, Float, Key
 
     from attnmarkov.prompts import Prompts
 
@@ -19,7 +20,7 @@ _ROW_TOLERANCE = 1e-5  # rows of logits that differ by rounding alone
 
 
 @dataclass(frozen=True)
-class Urn:
+class Urn(Engine):
     """Draws counts at any horizon, if every query weighs the tokens alike.
 
     With equal rows the rollout is an urn with replacement weights ``n_j P_j``. In continuous
@@ -31,28 +32,12 @@ class Urn:
 
     It computes on the host in float64 and 64-bit integers, so it takes concrete arguments only.
 
-    Attributes:
-        max_lanes: Lanes per call.
-        max_context: The longest context its 64-bit counts hold.
-
     References:
         Athreya and Karlin (1968).
     """
 
     max_lanes: int = 65536
     max_context: int = 2**62
-
-    def tokens(
-        self,
-        logits: Float[Array, "token token"],
-        keys: Key[Array, " lane"],
-        prompts: Prompts,
-        num_steps: int,
-    ) -> Int[Array, "lane step"]:
-        """Not drawn one by one: raises ``ValueError``."""
-        raise ValueError(
-            "engine: 'urn' draws counts, not tokens; pass record='counts' or engine='scan'"
-        )
 
     def counts(
         self,
@@ -61,7 +46,7 @@ class Urn:
         prompts: Prompts,
         at: np.ndarray,
     ) -> np.ndarray:
-        """See :class:`~attnmarkov.rollout.engine.Engine`; int64 on the host.
+        """See :class:`~attnmarkov.rollout.Engine`; int64 on the host.
 
         Raises:
             ValueError: If the rows of ``logits`` differ, or an argument is traced.
