@@ -34,7 +34,8 @@ def test_lookup_agrees_with_exact_thresholds(key, size):
     # Python integers of unlimited size as the oracle; the most likely token stands last.
     probs = np.asarray(jax.random.dirichlet(key, jnp.full(size, 0.3)), np.float64)
     table = _random.fixed_table(jnp.asarray(probs, jnp.float32))
-    bits = np.asarray(bits_for(key, 2000))
+    bits = np.array(bits_for(key, 2000))
+    bits[0, :1000] = np.resize(table.high, 1000)  # where the low word decides
     got = np.asarray(_random.lookup(table, jnp.asarray(bits)))
     order = np.arange(size)
     top = int(np.float32(probs).argmax())
@@ -67,14 +68,13 @@ def test_rare_tokens_come_at_their_rate(key, probability, place):
 
 @pytest.mark.parametrize("size", [300, 70_000])
 def test_many_equal_weights_are_all_drawn_at_their_rate(key, size):
-    # Rounded up together their units would pass 2**31, and the last tokens would lose theirs:
-    # so the end of the interval of u must belong to the end of the vocabulary.
-    gaps = np.arange(40) * 997
-    u = jnp.asarray(2**31 - 1 - gaps, jnp.uint32) << 1
-    bits = jnp.stack([u, jax.random.bits(key, (40,), jnp.uint32)])
-    tokens = np.asarray(_random.draw(jnp.ones((40, size)), bits))
-    place = (2**31 - 1 - gaps) / 2**31 * size  # token 0, the largest, comes last of all
-    assert np.abs(np.where(tokens == 0, size, tokens) - place).max() < 3
+    # Token 0, taken as the largest, has the end of the interval of u, and token K-1 stands
+    # before it. Rounded up together the others' units would run into token 0's.
+    unit = 2**31 / size
+    for back, token in ((0.5, 0), (1.5, size - 1)):
+        u = jnp.full(40, int(2**31 - back * unit), jnp.uint32) << 1
+        bits = jnp.stack([u, jax.random.bits(key, (40,), jnp.uint32)])
+        assert set(_random.draw(jnp.ones((40, size)), bits).tolist()) == {token}
 
 
 def test_draw_never_returns_what_has_no_weight(key):
