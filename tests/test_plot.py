@@ -27,7 +27,7 @@ def test_frequencies_shows_medians_and_predictions(trajectory):
     model, traj = trajectory
     ax = plot.frequencies(traj, predicted=model)
     labels = legend(ax)
-    assert labels == ["token 0 (winner)", "token 1", "predicted decay"]
+    assert labels == ["token 0 (on top)", "token 1", "predicted slope"]
     shares = np.asarray(traj.frequencies)
     won = shares[:, -1].argmax(-1) == 0
     lines = {line.get_label(): line for line in ax.get_lines()}
@@ -48,6 +48,9 @@ def test_frequencies_on_given_axes_and_bad_input(trajectory, key):
     plt.close("all")
     with pytest.raises(ValueError, match="winner: no trajectory ends with token 7 on top"):
         plot.frequencies(traj, winner=7)
+    mixing = am.CCMC.from_transition_matrix([[0.4, 0.6], [0.6, 0.4]])
+    with pytest.raises(ValueError, match="predicted: token 0 cannot win alone"):
+        plot.frequencies(traj, predicted=mixing, winner=0)
     with pytest.raises(ValueError, match="this rollout recorded tokens"):
         plot.frequencies(am.rollout(model, key, [0, 1], 5))
     with pytest.raises(ValueError, match="two or more positive steps"):

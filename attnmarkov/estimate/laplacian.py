@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 
 from attnmarkov.estimate.graphs import component_projector
 
@@ -70,8 +69,14 @@ def eliminate(information: jax.Array, prior: float | jax.Array = 0.0) -> Elimina
         carry = (weights, leak, jnp.zeros_like(leak))
         shares, _, pivot = jax.lax.fori_loop(0, size, step, carry)
         shares = jnp.tril(shares, -1)
-        visits = solve_triangular(identity - shares, identity, lower=True, unit_diagonal=True)
-        return Elimination(visits, pivot)
+
+        # visits = (1 - shares)⁻¹ by forward substitution. Not by LAPACK: two of its batched calls
+        # at once (lax.map's rest beside its loop) wait for each other on XLA's threads for ever.
+        def visit(j: jax.Array, visits: jax.Array) -> jax.Array:
+            past = jnp.matmul(shares[j], visits, precision=jax.lax.Precision.HIGHEST)
+            return visits.at[j].add(past)
+
+        return Elimination(jax.lax.fori_loop(1, size, visit, identity), pivot)
 
     together = max(1, min(_ELEMENTS // size**2, information.shape[0]))
     return jax.lax.map(one_row, -information, batch_size=together)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attnmarkov.dynamics import winner_exponents
+from attnmarkov.dynamics import possible_winners, winner_exponents
 from attnmarkov.plot import _style
 
 if TYPE_CHECKING:
@@ -41,7 +41,8 @@ def frequencies(
         The axes.
 
     Raises:
-        ValueError: If counts were not recorded, or no trajectory ends with ``winner`` on top.
+        ValueError: If counts were not recorded, no trajectory ends with ``winner`` on top, or
+            the model says that it cannot win.
     """
     shares = np.asarray(trajectory.frequencies)
     steps = np.asarray(trajectory.at)
@@ -61,15 +62,20 @@ def frequencies(
         with np.errstate(divide="ignore"):
             lines = np.where(group[:max_lines, :, token] > 0, group[:max_lines, :, token], np.nan)
         ax.plot(steps, lines.T, color=colour, alpha=0.18, linewidth=0.7)
-        label = f"token {token}" + (" (winner)" if token == winner else "")
+        label = f"token {token}" + (" (on top)" if token == winner else "")
         ax.plot(steps, medians[:, token], color=colour, linewidth=2, label=label)
     if predicted is not None:
         exponents = np.asarray(winner_exponents(predicted, winner)) - 1
+        if not possible_winners(predicted)[winner]:
+            raise ValueError(
+                f"predicted: token {winner} cannot win alone under this model, since some "
+                f"P[{winner}, j] >= P[{winner}, {winner}]; plot without a prediction"
+            )
         for token in range(shares.shape[-1]):
             if token != winner and medians[-1, token] > 0:
                 line = medians[-1, token] * (steps / steps[-1]) ** exponents[token]
                 ax.plot(steps, line, color="0.25", linestyle="--", linewidth=1)
-        ax.plot([], [], color="0.25", linestyle="--", linewidth=1, label="predicted decay")
+        ax.plot([], [], color="0.25", linestyle="--", linewidth=1, label="predicted slope")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_ylim(max(group[:, -1].min() / 2, 1 / (2 * steps[-1])), 1.3)
@@ -78,5 +84,5 @@ def frequencies(
         ax,
         xlabel="generated tokens $t$",
         ylabel="share of the context",
-        title=f"{len(group)} of {len(shares)} trajectories, won by token {winner}",
+        title=f"{len(group)} of {len(shares)} trajectories, token {winner} on top at the end",
     )

@@ -43,13 +43,16 @@ def learning_curves(
     for i, size in enumerate(np.unique(dataset["num_tokens"])):
         part = dataset.isel(config=np.flatnonzero(dataset["num_tokens"] == size))
         n, values = part["num_prompts"].values, part[variable].values
+        done = (~np.isnan(values)).sum(axis=1) > 1  # grid points of an unfinished run are left out
+        n, values = n[done], values[done]
+        predicted = part[f"predicted_{variable}"].values[done]
         mean = np.nanmean(values, axis=1)
         known = np.sqrt((~np.isnan(values)).sum(axis=1))
         error = 2 * np.nanstd(values, axis=1, ddof=1) / known
         ax.errorbar(
             n, mean, error, fmt="o", ms=4, capsize=2, color=_style.colour(i), label=f"K = {size}"
         )
-        prediction = np.nanmean(part[f"predicted_{variable}"].values, axis=1) / n
+        prediction = np.nanmean(predicted, axis=1) / n
         ax.plot(n, prediction, color=_style.colour(i), linestyle="--", linewidth=1)
     ax.plot([], [], color="0.25", linestyle="--", linewidth=1, label=f"predicted {formula}")
     ax.set_xscale("log")
