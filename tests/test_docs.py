@@ -38,7 +38,9 @@ def test_readme_example(tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "every logit" in printed
-    risk = float(printed.split()[-1])  # 2 n risk is about chi-squared with 12 degrees of freedom
+    risk = float(
+        printed.splitlines()[-2].split()[-1]
+    )  # 2 n risk is about chi-squared with 12 degrees of freedom
     assert stats.chi2.isf(1 - 1e-6, 12) < 2 * 5000 * risk < 1.2 * stats.chi2.isf(1e-6, 12)
     assert (tmp_path / "frequencies.png").stat().st_size > 10_000
 
