@@ -49,8 +49,9 @@ def test_frequencies_on_given_axes_and_bad_input(trajectory, key):
     with pytest.raises(ValueError, match="winner: no trajectory ends with token 7 on top"):
         plot.frequencies(traj, winner=7)
     mixing = am.CCMC.from_transition_matrix([[0.4, 0.6], [0.6, 0.4]])
-    with pytest.raises(ValueError, match="predicted: token 0 cannot win alone"):
-        plot.frequencies(traj, predicted=mixing, winner=0)
+    ax = plot.frequencies(traj, predicted=mixing, winner=0)
+    assert legend(ax)[-1] == "no prediction: token 0 cannot win alone"
+    assert all(line.get_linestyle() != "--" for line in ax.get_lines())
     with pytest.raises(ValueError, match="this rollout recorded tokens"):
         plot.frequencies(am.rollout(model, key, [0, 1], 5))
     with pytest.raises(ValueError, match="two or more positive steps"):

@@ -100,8 +100,9 @@ class SelfAttention:
         """The self-attention that samples from ``model``, with ``W`` unique in ``S_E``.
 
         Masked entries (zeros of ``P``) become an attention mask; their score in ``W`` is that
-        of an average token (``S = 0``). Solved on the host in float64; the law that the stored
-        float32 matrices give is off by about ``1e-8 cond(E)`` (2e-7 for d well above K).
+        of an average token (``S = 0``). Solved on the host in float64; stored in float32,
+        ``W`` loses accuracy as the embedding's condition number grows (widths d well above K
+        keep it small).
 
         Args:
             model: A CCMC on K tokens.

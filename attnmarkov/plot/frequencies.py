@@ -27,8 +27,9 @@ def frequencies(
     """Plot token shares against the number of steps, both axes logarithmic.
 
     Thick lines are medians over the trajectories that ``winner`` takes, thin ones single
-    trajectories. With a model, dashed lines show the predicted decay ``t**(λ_j − 1)`` of each
-    loser; its constant is random, so each line is made to pass through the last median.
+    trajectories. With a model under which ``winner`` can win alone, dashed lines show the
+    predicted decay ``t**(λ_j − 1)`` of each loser; its constant is random, so each line is made
+    to pass through the last median.
 
     Args:
         trajectory: A rollout with ``record="counts"`` at two or more positive steps.
@@ -41,8 +42,7 @@ def frequencies(
         The axes.
 
     Raises:
-        ValueError: If counts were not recorded, no trajectory ends with ``winner`` on top, or
-            the model says that it cannot win.
+        ValueError: If counts were not recorded or no trajectory ends with ``winner`` on top.
     """
     shares = np.asarray(trajectory.frequencies)
     steps = np.asarray(trajectory.at)
@@ -64,18 +64,15 @@ def frequencies(
         ax.plot(steps, lines.T, color=colour, alpha=0.18, linewidth=0.7)
         label = f"token {token}" + (" (on top)" if token == winner else "")
         ax.plot(steps, medians[:, token], color=colour, linewidth=2, label=label)
-    if predicted is not None:
+    if predicted is not None and possible_winners(predicted)[winner]:
         exponents = np.asarray(winner_exponents(predicted, winner)) - 1
-        if not possible_winners(predicted)[winner]:
-            raise ValueError(
-                f"predicted: token {winner} cannot win alone under this model, since some "
-                f"P[{winner}, j] >= P[{winner}, {winner}]; plot without a prediction"
-            )
         for token in range(shares.shape[-1]):
             if token != winner and medians[-1, token] > 0:
                 line = medians[-1, token] * (steps / steps[-1]) ** exponents[token]
                 ax.plot(steps, line, color="0.25", linestyle="--", linewidth=1)
         ax.plot([], [], color="0.25", linestyle="--", linewidth=1, label="predicted slope")
+    elif predicted is not None:
+        ax.plot([], [], " ", label=f"no prediction: token {winner} cannot win alone")
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.set_ylim(max(group[:, -1].min() / 2, 1 / (2 * steps[-1])), 1.3)
