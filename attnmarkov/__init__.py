@@ -12,9 +12,19 @@ import importlib
 from attnmarkov import chains, dynamics, estimate, model, prompts
 from attnmarkov.chains import MarkovChain, random_transition_matrix, zipf_law
 from attnmarkov.estimate import Fit, coverage, excess_risk, fisher_information, fit
-from attnmarkov.model import CCMC, SelfAttention
+from attnmarkov.model import (
+    CCMC,
+    DecayContext,
+    FullContext,
+    Greedy,
+    LagContext,
+    PositionContext,
+    Sampling,
+    SelfAttention,
+    WindowContext,
+)
 from attnmarkov.prompts import Prompts
-from attnmarkov.rollout import Trajectory, log_spaced, rollout
+from attnmarkov.rollout import Summary, Trajectory, log_spaced, rollout, rollout_chunks
 
 __version__ = "0.1.0"
 
@@ -22,11 +32,19 @@ _LAZY = ("data", "experiments", "plot", "report", "sweep")
 
 __all__ = [
     "CCMC",
+    "DecayContext",
     "Fit",
+    "FullContext",
+    "Greedy",
+    "LagContext",
     "MarkovChain",
+    "PositionContext",
     "Prompts",
+    "Sampling",
     "SelfAttention",
+    "Summary",
     "Trajectory",
+    "WindowContext",
     "chains",
     "coverage",
     "dynamics",
@@ -39,6 +57,7 @@ __all__ = [
     "prompts",
     "random_transition_matrix",
     "rollout",
+    "rollout_chunks",
     "zipf_law",
 ]
 

@@ -5,21 +5,22 @@ probability 1e-8; ``u < p`` with a float32 ``u`` returns it too often, since ``u
 2**-23. Here thresholds are integers.
 
 * :func:`draw`, for weights that change at every step: each weight becomes an integer number of
-  units of 2**-31, rounded up or down at random so that its *expectation* is exact. A token of
-  probability 1e-9 (2.1 units) gets 2 or 3 units, 2.147 on average. The largest weight takes
-  what the others leave.
+  units of about 2**-30, rounded up or down at random so that its *expectation* is exact. A token
+  of probability 1e-9 (1.07 units) gets 1 or 2 units, 1.07 on average. One of the units is then
+  chosen by a 40-bit fraction, so that no token has to take what the rounding leaves.
 * :func:`fixed_table` and :func:`lookup`, for laws used many times: 64-bit thresholds kept as
   pairs of 32-bit words, found by bisection in O(log K).
 
-Both consume two uint32 words per draw. The words of step ``t`` of replicate ``r`` depend on
-``(key, r, t)`` and the consumer's name alone, so a batch may be split and a run may be cut
-anywhere. (The first ``m`` words of a shorter array of bits are those of a longer one because
-JAX's threefry is partitionable, its default.)
+Both consume two uint32 words per draw. The words of step ``t`` of replicate ``r`` are
+``threefry2x32`` of the counter ``(t, stream)`` under the replicate's own key, which depends on
+``(key, r)`` and the consumer's name alone: a batch may be split, and a run cut, anywhere. They
+are computed where they are used, so that XLA fuses them into the step.
 """
 
 from __future__ import annotations
 
 import zlib
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -27,14 +28,16 @@ import jax.numpy as jnp
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from jax.typing import ArrayLike
     from jaxtyping import Array, Float, Int, Key, UInt32
 
-BLOCK = 128  # steps whose random words are made at once; part of the definition of the stream
-_UNITS = 2.0**31
+_UNITS = 2.0**30
 _FEW = 256  # weights that may share one rounding
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+
+Words = tuple[jax.Array, jax.Array]
 
 
 def replicate_keys(
@@ -49,65 +52,68 @@ def replicate_keys(
     return jax.vmap(lambda i: jax.random.fold_in(own, i))(ids)
 
 
-def words(key: Key[Array, ""], num: int, block: ArrayLike = 0) -> UInt32[Array, "num 2"]:
-    """The first ``num`` of the ``BLOCK`` pairs of random words of a block of steps."""
-    return jax.random.bits(jax.random.fold_in(key, block), (num, 2), jnp.uint32)
+@partial(jax.jit, static_argnames="stream")
+def replicate_seeds(
+    key: Key[Array, ""], ids: Int[Array, " replicate"], stream: str
+) -> UInt32[Array, "2 replicate"]:
+    """The two words that key each replicate's :func:`words`; arguments as above.
+
+    Threefry of the id, so that different ids never share words, whatever kind of key is given.
+    """
+    own = jax.random.bits(jax.random.fold_in(key, zlib.crc32(stream.encode())), (2,), jnp.uint32)
+    ids = ids.astype(jnp.uint32)
+    return jnp.stack(threefry(own[0], own[1], ids, jnp.zeros_like(ids)))
 
 
-def lane_words(
-    keys: Key[Array, " lane"], num: int, block: ArrayLike = 0
-) -> UInt32[Array, "num 2 lane"]:
-    """:func:`words` of every lane, lanes last."""
-    return jax.vmap(lambda key: words(key, num, block), out_axes=-1)(keys)
+def words(seeds: UInt32[Array, "2 lane"], step: ArrayLike, stream: int = 0) -> Words:
+    """Two random words of every lane for a step; ``step`` broadcasts against the lanes."""
+    shape = jnp.broadcast_shapes(jnp.shape(step), seeds.shape[1:])
+    counter = jnp.broadcast_to(jnp.asarray(step).astype(jnp.uint32), shape)
+    return threefry(seeds[0], seeds[1], counter, jnp.full(shape, stream, jnp.uint32))
+
+
+def threefry(key0: jax.Array, key1: jax.Array, x0: jax.Array, x1: jax.Array) -> Words:
+    """Threefry-2x32 with 20 rounds (Salmon et al. 2011), elementwise on uint32 arrays."""
+    keys = (key0, key1, key0 ^ key1 ^ np.uint32(0x1BD11BDA))
+    x0, x1 = x0 + keys[0], x1 + keys[1]
+    for group in range(5):
+        for by in _ROTATIONS[group % 2]:
+            x0 = x0 + x1
+            x1 = x0 ^ ((x1 << np.uint32(by)) | (x1 >> np.uint32(32 - by)))
+        x0 = x0 + keys[(group + 1) % 3]
+        x1 = x1 + keys[(group + 2) % 3] + np.uint32(group + 1)
+    return x0, x1
 
 
 def scan_steps(
-    step: Callable[[Any, UInt32[Array, "2 lane"]], tuple[Any, Any]],
+    step: Callable[[Any, Words], tuple[Any, Any]],
     state: Any,
-    keys: Key[Array, " lane"],
+    seeds: UInt32[Array, "2 lane"],
     num_steps: int,
+    start: ArrayLike = 0,
 ) -> tuple[Any, Any]:
-    """``lax.scan`` of ``step(state, words)`` over steps, words made a block at a time."""
-
-    def block(state: Any, index: ArrayLike, num: int) -> tuple[Any, Any]:
-        return jax.lax.scan(step, state, lane_words(keys, num, index))
-
-    full, rest = divmod(num_steps, BLOCK)
-    if num_steps == 0:
-        out = jax.eval_shape(step, state, lane_words(keys, 1)[0])[1]
-        return state, jax.tree.map(lambda x: jnp.zeros((0, *x.shape), x.dtype), out)
-    outputs = []
-    if full:
-        state, out = jax.lax.scan(lambda s, i: block(s, i, BLOCK), state, jnp.arange(full))
-        outputs.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out))
-    if rest:
-        state, out = block(state, full, rest)
-        outputs.append(out)
-    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+    """``lax.scan`` of ``step(state, words)`` over the steps ``start .. start + num_steps - 1``."""
+    steps = jnp.asarray(start, jnp.uint32) + jnp.arange(num_steps, dtype=jnp.uint32)
+    return jax.lax.scan(lambda s, t: step(s, words(seeds, t)), state, steps)
 
 
-def advance(
-    step: Callable[[Any, UInt32[Array, "2 lane"]], Any],
-    state: Any,
-    keys: Key[Array, " lane"],
-    start: Int[Array, ""],
-    stop: Int[Array, ""],
-) -> Any:
-    """Run ``state = step(state, words)`` for steps ``start`` to ``stop - 1`` (both traced)."""
+def below(bits: Words | UInt32[Array, "2 ..."], n: UInt32[Array, ...]) -> Int[Array, ...]:
+    """A uniform integer in 0..n-1, for 1 <= n < 2**31, as int32; 0 for n = 0.
 
-    def block(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
-        t, state = carry
-        index = t // BLOCK
-        bits = lane_words(keys, BLOCK, index)
-        first, last = t - index * BLOCK, jnp.minimum(stop - index * BLOCK, BLOCK)
-        state = jax.lax.fori_loop(first, last, lambda i, s: step(s, bits[i]), state)
-        return index * BLOCK + last, state
-
-    return jax.lax.while_loop(lambda carry: carry[0] < stop, block, (start, state))[1]
+    The 40 bits of the first word and of the lowest byte of the second are taken as a fraction
+    of ``n``: each integer's share is right within 2**-40.
+    """
+    half = np.uint32(0xFFFF)
+    a, low = bits[0], bits[0] * n
+    a0, a1, b0, b1 = a & half, a >> 16, n & half, n >> 16
+    middle = (a0 * b0 >> 16) + (a0 * b1 & half) + (a1 * b0 & half)
+    high = a1 * b1 + (a0 * b1 >> 16) + (a1 * b0 >> 16) + (middle >> 16)
+    rest = low + (bits[1] & np.uint32(0xFF)) * (n >> 8)
+    return (high + (rest < low).astype(jnp.uint32)).astype(jnp.int32)
 
 
 def draw(
-    weights: Float[Array, ...], bits: UInt32[Array, "2 ..."], *, axis: int = -1
+    weights: Float[Array, ...], bits: Words | UInt32[Array, "2 ..."], *, axis: int = -1
 ) -> Int[Array, ...]:
     """Draw a token with probability proportional to ``weights`` along ``axis``.
 
@@ -117,23 +123,48 @@ def draw(
     weights = jnp.moveaxis(weights, axis, 0)
     size = weights.shape[0]
     top = weights.max(0)
-    weights = weights / jnp.where(top > 0, top, 1)  # else 2**31 / total may overflow
+    weights = weights / jnp.where(top > 0, top, 1)  # else 2**30 / total may overflow
     total = weights.sum(0)
-    u = bits[0] >> 1
-    v = (bits[1] >> 8).astype(weights.dtype) * 2.0**-24
+    ok = (total > 0) & jnp.isfinite(total)
+    v = _rounding(bits[1])
     if size > _FEW:  # many equal weights would all be rounded up, or all down, together
         spread = np.arange(size) * 0.6180339887498949 % 1
         v = v + jnp.asarray(spread, weights.dtype).reshape(-1, *([1] * total.ndim))
         v = v - jnp.floor(v)
-    units = (weights * (_UNITS / total) + v).astype(jnp.int32).astype(jnp.uint32)
-    tokens = jnp.arange(size, dtype=jnp.int32).reshape(-1, *([1] * total.ndim))
-    largest = jnp.argmax(weights, axis=0).astype(jnp.int32)
-    # The largest weight is left out of the running sum and takes the rest of the interval, so
-    # each addend is at most 2**30, and the sum at most 2**31 plus one unit of rounding a token.
-    units = jnp.where((tokens == largest) | (weights <= 0), 0, units)
-    below = (jnp.cumsum(units, axis=0) <= u).sum(0, dtype=jnp.int32)
-    ok = (total > 0) & jnp.isfinite(total)
-    return jnp.where(ok, jnp.where(below == size, largest, below), -1)
+    scale = jnp.where(ok, _UNITS / total, 0)
+    units = jnp.where(ok, weights, 0) * scale + v
+    units = jnp.where(weights > 0, units, 0).astype(jnp.int32)  # v spread over many may reach 1
+    cum = jnp.cumsum(units, axis=0)
+    u = below((bits[0], bits[1]), cum[-1].astype(jnp.uint32))
+    return jnp.where(ok, (cum <= u).sum(0, dtype=jnp.int32), -1)
+
+
+def draw_few(weights: Sequence[Float[Array, " lane"]], bits: Words) -> Int[Array, " lane"]:
+    """:func:`draw` for a few weights given as separate arrays, unrolled so that it fuses.
+
+    A lane whose weights sum to zero, to less than float32 can invert (4e-30) or to no finite
+    number returns ``len(weights)``.
+    """
+    total = weights[0]
+    for w in weights[1:]:
+        total = total + w
+    ok = (total > 4e-30) & (total < jnp.inf)
+    scale, v = jnp.where(ok, _UNITS / total, 0), _rounding(bits[1])
+    cum = (weights[0] * scale + v).astype(jnp.int32)
+    edges = [cum]
+    for w in weights[1:]:
+        cum = cum + (w * scale + v).astype(jnp.int32)
+        edges.append(cum)
+    u = below(bits, cum.astype(jnp.uint32))
+    token = jnp.zeros_like(u)
+    for edge in edges:
+        token = token + (edge <= u).astype(jnp.int32)
+    return token
+
+
+def _rounding(word: UInt32[Array, ...]) -> Float[Array, ...]:
+    """A uniform variable in [0, 1 - 2**-24], which turns floor into random rounding."""
+    return (word >> 8).astype(jnp.float32) * 2.0**-24
 
 
 class FixedTable(NamedTuple):
@@ -167,7 +198,9 @@ def fixed_table(probs: Float[Array, "*law token"]) -> FixedTable:
 
 
 def lookup(
-    table: FixedTable, bits: UInt32[Array, "2 ..."], row: Int[Array, ...] | None = None
+    table: FixedTable,
+    bits: Words | UInt32[Array, "2 ..."],
+    row: Int[Array, ...] | None = None,
 ) -> Int[Array, ...]:
     """Draw from ``table`` (from its law number ``row`` if it holds several) by bisection."""
     size = table.order.shape[-1]
@@ -175,8 +208,8 @@ def lookup(
     def at(x: jax.Array, slot: jax.Array) -> jax.Array:
         return x[slot] if row is None else x[row, slot]
 
-    lower = jnp.zeros(bits.shape[1:], jnp.int32)
-    upper = jnp.full(bits.shape[1:], size - 1, jnp.int32)
+    lower = jnp.zeros(bits[0].shape, jnp.int32)
+    upper = jnp.full(bits[0].shape, size - 1, jnp.int32)
     for _ in range((size - 1).bit_length()):
         middle = (lower + upper) // 2
         high, low = at(table.high, middle), at(table.low, middle)

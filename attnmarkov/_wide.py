@@ -65,7 +65,10 @@ def where(condition: Bool[Array, ...], a: Wide, b: Wide) -> Wide:
     return Wide(jnp.where(condition, a.high, b.high), jnp.where(condition, a.low, b.low))
 
 
-def from_float(x: Float[Array, ...], fill: UInt32[Array, "2 ..."]) -> Wide:
+def from_float(
+    x: Float[Array, ...],
+    fill: tuple[UInt32[Array, ...], UInt32[Array, ...]] | UInt32[Array, "2 ..."],
+) -> Wide:
     """``floor(x)`` for 0 <= x, saturating at 2**62, with random bits below the float's precision.
 
     A float32 of 2**24 or more stands for the whole interval up to its successor: ``fill``

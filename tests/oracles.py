@@ -28,17 +28,73 @@ def ccmc_law(p, context, last=None):
     return weights / weights.sum()
 
 
-def trajectory_law(p, prompt, num_steps):
-    """{tokens: probability} of every trajectory of ``num_steps`` tokens, by enumeration."""
-    law = {}
-    for tokens in itertools.product(range(len(p)), repeat=num_steps):
-        context, probability = list(prompt), 1.0
-        for token in tokens:
-            probability *= ccmc_law(p, context)[token]
-            context.append(token)
-        if probability > 0:
-            law[tokens] = probability
+def context_law(p, context, query=None, weight=None, exponent=1.0, decode=None, shift=None):
+    """Next-token law after a list of tokens of which position ``i`` has ``weight(i, L, query)``.
+
+    Proportional to n_j ** exponent * p[query, j] * exp(shift(j, L)), then decoded.
+    """
+    length, query = len(context), context[-1] if query is None else query
+    law = np.zeros(len(p))
+    for j in range(len(p)):
+        places = [i for i, token in enumerate(context) if token == j]
+        n = float(sum(1 if weight is None else weight(i, length, query) for i in places))
+        if n > 0:
+            law[j] = n**exponent * p[query][j]
+            law[j] *= 1 if shift is None else np.exp(shift(j, length))
+    law /= law.sum()
+    return law if decode is None else decode(law)
+
+
+def trajectory_law(
+    p, prompt, num_steps, weight=None, exponent=1.0, decode=None, shift=None, query=None
+):
+    """{tokens: probability} of every trajectory of ``num_steps`` tokens, by enumeration.
+
+    ``query`` is the prompt's, if it is not its last token; the rest as ``context_law``.
+    """
+    law = {(): 1.0}
+    for _ in range(num_steps):
+        grown = {}
+        for tokens, probability in law.items():
+            last = tokens[-1] if tokens else query
+            step = context_law(p, [*prompt, *tokens], last, weight, exponent, decode, shift)
+            grown |= {(*tokens, j): probability * step[j] for j in range(len(p)) if step[j] > 0}
+        law = grown
     return law
+
+
+def hf_sampling(temperature=1.0, top_k=None, top_p=None, repetition_penalty=1.0):
+    """Hugging Face's logits processors, one after the other, on log-probabilities."""
+
+    def softmax(scores):
+        weights = np.exp(scores - scores.max())
+        return weights / weights.sum()
+
+    def decode(law):
+        law = np.asarray(law, float)
+        with np.errstate(divide="ignore"):
+            scores = np.log(law)
+        seen = law > 0  # the tokens of the context
+        penalised = np.where(scores < 0, scores * repetition_penalty, scores / repetition_penalty)
+        scores = np.where(seen, penalised, scores)
+        scores = scores / temperature
+        if top_k is not None:
+            kth = np.sort(scores)[-min(top_k, scores.size)]
+            scores = np.where(scores < kth, -np.inf, scores)
+        if top_p is not None:
+            order = np.argsort(scores)
+            remove = softmax(scores)[order].cumsum() <= 1 - top_p
+            remove[-1] = False
+            scores[order[remove]] = -np.inf
+        return softmax(scores)
+
+    return decode
+
+
+def greedy(law):
+    """All mass on the most probable token, the first of tied ones."""
+    law = np.asarray(law, float)
+    return np.eye(law.size)[law.tolist().index(law.max())]
 
 
 def markov_law(p, initial, num_steps):
@@ -81,3 +137,20 @@ def assert_mean(values, expected):
     error = values.std(ddof=1) / np.sqrt(values.size)
     z = (values.mean() - expected) / error
     assert abs(z) < stats.norm.isf(FAILURE_RATE / 2), f"off by {z:.2f} standard errors"
+
+
+def threefry(key0, key1, x0, x1):
+    """Threefry-2x32-20 in 64-bit integers, one operation after the other (Salmon et al. 2011)."""
+    mask = 2**32 - 1
+    x0, x1, key0, key1 = (np.asarray(v, np.int64) for v in (x0, x1, key0, key1))
+    schedule = [key0, key1, key0 ^ key1 ^ 0x1BD11BDA]
+    x0, x1 = (x0 + schedule[0]) & mask, (x1 + schedule[1]) & mask
+    for i in range(20):
+        x0 = (x0 + x1) & mask
+        turn = [13, 15, 26, 6, 17, 29, 16, 24][i % 8]
+        x1 = ((x1 << turn | x1 >> (32 - turn)) & mask) ^ x0
+        if i % 4 == 3:
+            n = i // 4 + 1
+            x0 = (x0 + schedule[n % 3]) & mask
+            x1 = (x1 + schedule[(n + 1) % 3] + n) & mask
+    return x0, x1

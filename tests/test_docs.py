@@ -34,8 +34,9 @@ def test_public_names_have_docstrings_and_exist():
 
 def test_readme_example(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    exec(compile(code, "README.md", "exec"), {})
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(compile(blocks[0], "README.md", "exec"), names)
     printed = capsys.readouterr().out
     assert "every logit" in printed
     risk = float(
@@ -43,6 +44,9 @@ def test_readme_example(tmp_path, monkeypatch, capsys):
     )  # 2 n risk is about chi-squared with 12 degrees of freedom
     assert stats.chi2.isf(1 - 1e-6, 12) < 2 * 5000 * risk < 1.2 * stats.chi2.isf(1e-6, 12)
     assert (tmp_path / "frequencies.png").stat().st_size > 10_000
+    for block in blocks[1:]:  # they go on from the first
+        exec(compile(block, "README.md", "exec"), names)
+    assert "64 absorbed in one token" in capsys.readouterr().out
 
 
 def test_readme_links_exist():

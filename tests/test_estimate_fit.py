@@ -284,9 +284,9 @@ def test_compiles_once_for_all_tolerances_priors_and_limits(monkeypatch):
 
 def test_iteration_limit_is_reported(solver):
     _, prompts, y = oracle.well_posed("limit", 4, 8, 800)
-    result = am.fit(prompts, y, solver, max_iterations=3)
+    result = am.fit(prompts, y, solver, max_iterations=2)
     assert result.status == Status.ITERATION_LIMIT
-    assert int(result.iterations) == 3
+    assert int(result.iterations) == 2
     assert "iteration limit" in str(result.status)
 
 

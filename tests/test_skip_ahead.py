@@ -8,6 +8,7 @@ from scipy import special, stats
 import attnmarkov as am
 from attnmarkov import _wide
 from attnmarkov._wide import Wide
+from attnmarkov.model import Sampling, WindowContext
 from attnmarkov.rollout import skip_ahead
 
 COLLAPSING = [[0.6, 0.24, 0.16], [0.7, 0.2, 0.1], [0.65, 0.15, 0.2]]
@@ -36,7 +37,7 @@ def test_stays_are_beta_geometric(key, c, n):
     runs, own = 40_000, 0.3
     bits = jax.random.bits(key, (8, runs), jnp.uint32)
     full = jnp.ones(runs)
-    stays, accepted = skip_ahead._stay(c * own * full, own * full, n * full, bits)
+    stays, accepted = skip_ahead._stay(c * own * full, own * full, n * full, list(bits))
     accepted = np.asarray(accepted)
     assert accepted.mean() > 0.85
     m = stays.numpy()[accepted].astype(float)
@@ -196,19 +197,47 @@ def test_auto_skips_where_int32_ends(key):
 @pytest.mark.parametrize(
     ("engine", "change", "message"),
     [
-        ("skip_ahead", {"record": "tokens"}, "SkipAhead draws counts, not tokens"),
-        ("urn", {"record": "tokens"}, "Urn draws counts, not tokens"),
-        ("urn", {}, "'urn' needs equal rows of P, but rows 0 and 2 differ"),
-        ("skip_ahead", {"num_steps": 2**63}, "num_steps: .* these can: none"),
-        ("scan", {"num_steps": 2**31}, "these can: skip_ahead, urn"),
+        (
+            "skip_ahead",
+            {"record": "tokens"},
+            r"engine: skip_ahead can't keep tokens.*; engines that can: reference, scan",
+        ),
+        ("urn", {"record": "tokens"}, r"engine: urn can't keep tokens.* that can: reference, scan"),
+        (
+            "skip_ahead",
+            {"context": WindowContext(3)},
+            "engine: skip_ahead can't take WindowContext, .* that can: reference, scan",
+        ),
+        (
+            "skip_ahead",
+            {"decoder": Sampling(0.5)},
+            "engine: skip_ahead can't decode or reinforce.* that can: reference, scan",
+        ),
+        (
+            "skip_ahead",
+            {"model": am.CCMC.from_logits([[0.0, -61.0]] * 2), "prompt": [1]},
+            "after token 0, .* has a logit 61 below .*'scan' can hold that",
+        ),
+        (
+            "urn",
+            {},
+            "engine: urn can't take unequal rows of P: rows 0 and 2 differ; .* that can: ",
+        ),
+        ("skip_ahead", {"num_steps": 2**63}, "can't count a history of .* can: none"),
+        ("scan", {"num_steps": 2**31}, "can't count a history .* can: skip_ahead$"),
     ],
 )
 def test_bad_input(key, engine, change, message):
     p = [[0.5, 0.5, 0.0], [0.5, 0.5, 0.0], [0.2, 0.2, 0.6]]
-    model = am.CCMC.from_transition_matrix(p)
-    arguments = {"prompt": [0, 1, 2], "num_steps": 10, "record": "counts", "engine": engine}
+    arguments = {
+        "model": am.CCMC.from_transition_matrix(p),
+        "prompt": [0, 1, 2],
+        "num_steps": 10,
+        "record": "counts",
+        "engine": engine,
+    }
     with pytest.raises(ValueError, match=message):
-        am.rollout(model, key, **{**arguments, **change})
+        am.rollout(key=key, **{**arguments, **change})
 
 
 def test_shares_of_an_undecided_urn_have_their_mean(key):

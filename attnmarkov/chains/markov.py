@@ -138,8 +138,8 @@ class MarkovChain:
             law = jnp.asarray(initial, self.transition_matrix.dtype)
             if law.shape != (self.num_tokens,):
                 raise ValueError(f"initial: expected shape ({self.num_tokens},), got {law.shape}")
-        keys = _random.replicate_keys(key, jnp.arange(num_trajectories), "chain")
-        return _walk(self.transition_matrix, law, keys, num_steps)
+        seeds = _random.replicate_seeds(key, jnp.arange(num_trajectories), "chain")
+        return _walk(self.transition_matrix, law, seeds, num_steps)
 
     def __repr__(self) -> str:
         """The size, and the stationary law and entropy rate where they exist."""
@@ -160,16 +160,16 @@ class MarkovChain:
 
 
 @partial(jax.jit, static_argnames="num_steps")
-def _walk(p: jax.Array, law: jax.Array, keys: jax.Array, num_steps: int) -> jax.Array:
+def _walk(p: jax.Array, law: jax.Array, seeds: jax.Array, num_steps: int) -> jax.Array:
     # The first token is drawn as from an extra state K, whose row is the initial law.
     table = _random.fixed_table(jnp.concatenate([p, law[None]]))
 
-    def step(last: jax.Array, bits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def step(last: jax.Array, bits: _random.Words) -> tuple[jax.Array, jax.Array]:
         token = _random.lookup(table, bits, last)
         return token, token
 
-    start = jnp.full(keys.shape[0], p.shape[0], jnp.int32)
-    return _random.scan_steps(step, start, keys, num_steps)[1].T
+    start = jnp.full(seeds.shape[1], p.shape[0], jnp.int32)
+    return _random.scan_steps(step, start, seeds, num_steps)[1].T
 
 
 @jax.jit

@@ -1,7 +1,16 @@
-"""The context-conditioned Markov chain, self-attention, and the exact maps between them."""
+"""The CCMC, self-attention and the exact maps between them; contexts and decoders."""
 
 from attnmarkov.model.attention import SelfAttention
 from attnmarkov.model.ccmc import CCMC
+from attnmarkov.model.contexts import (
+    Context,
+    DecayContext,
+    FullContext,
+    LagContext,
+    PositionContext,
+    WindowContext,
+)
+from attnmarkov.model.decoders import Decoder, Greedy, Sampling
 from attnmarkov.model.maps import (
     attention_weight,
     centre_logits,
@@ -11,7 +20,16 @@ from attnmarkov.model.maps import (
 
 __all__ = [
     "CCMC",
+    "Context",
+    "DecayContext",
+    "Decoder",
+    "FullContext",
+    "Greedy",
+    "LagContext",
+    "PositionContext",
+    "Sampling",
     "SelfAttention",
+    "WindowContext",
     "attention_weight",
     "centre_logits",
     "logits_from_transition_matrix",

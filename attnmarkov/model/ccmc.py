@@ -208,7 +208,7 @@ class CCMC:
 
 @jax.jit
 def _sample(s: jax.Array, key: jax.Array, counts: jax.Array, last: jax.Array) -> jax.Array:
-    keys = _random.replicate_keys(key, jnp.arange(counts.shape[0]), "labels")
+    seeds = _random.replicate_seeds(key, jnp.arange(counts.shape[0]), "labels")
     weights = scores(s, counts, last)
     weights = jnp.exp(weights - weights.max(-1, keepdims=True))
-    return _random.draw(weights, _random.lane_words(keys, 1)[0])
+    return _random.draw(weights, _random.words(seeds, 0))

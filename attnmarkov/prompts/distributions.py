@@ -14,7 +14,7 @@ from attnmarkov.chains import MarkovChain
 from attnmarkov.prompts.batch import Prompts
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Key
+    from jaxtyping import Array, Int, Key, UInt32
     from numpy.typing import ArrayLike
 
 
@@ -50,12 +50,12 @@ def iid(key: Key[Array, ""], num_prompts: int, length: int, law: ArrayLike) -> P
     Raises:
         ValueError: If a size is below 1, or ``law`` is negative, NaN or does not sum to 1.
     """
-    keys = _prompt_keys(key, num_prompts, "iid")
+    seeds = _seeds(key, num_prompts, "iid")
     length = _validate.integer(length, "length", minimum=1)
     if _validate.is_concrete(law):
         law = _validate.probability_vector(law, "law")
     law = jnp.asarray(law, jnp.result_type(float))
-    bits = _random.lane_words(keys, length).swapaxes(0, 1)
+    bits = _random.words(seeds, jnp.arange(length)[:, None])
     return _pack(_random.lookup(_random.fixed_table(law), bits).T, law.shape[0])
 
 
@@ -107,7 +107,7 @@ def from_supports(
     >>> bool(((prompts.counts[:, :2].sum(1) == 0) | (prompts.counts[:, 2:].sum(1) == 0)).all())
     True
     """
-    keys = _prompt_keys(key, num_prompts, "supports")
+    seeds = _seeds(key, num_prompts, "supports")
     length = _validate.integer(length, "length", minimum=1)
     num_tokens = _validate.integer(num_tokens, "num_tokens", minimum=1)
     if len(supports) == 0:
@@ -127,11 +127,11 @@ def from_supports(
         if choice.shape != (len(supports),):
             raise ValueError(f"probs: expected shape ({len(supports)},), got {choice.shape}")
     dtype = jnp.result_type(float)
-    bits = _random.lane_words(keys, length + 1)
-    picked = _random.lookup(_random.fixed_table(jnp.asarray(choice, dtype)), bits[0])
-    rest = bits[1:].swapaxes(0, 1)
+    first = _random.words(seeds, 0)
+    picked = _random.lookup(_random.fixed_table(jnp.asarray(choice, dtype)), first)
+    rest = _random.words(seeds, 1 + jnp.arange(length)[:, None])
     table = _random.fixed_table(jnp.asarray(laws, dtype))
-    rows = jnp.broadcast_to(picked, rest.shape[1:])
+    rows = jnp.broadcast_to(picked, rest[0].shape)
     return _pack(_random.lookup(table, rest, rows).T, num_tokens)
 
 
@@ -149,7 +149,7 @@ def without_replacement(
     Raises:
         ValueError: If a size is out of range.
     """
-    keys = _prompt_keys(key, num_prompts, "order")
+    keys = _random.replicate_keys(key, _ids(key, num_prompts), "prompts.order")
     num_tokens = _validate.integer(num_tokens, "num_tokens", minimum=1)
     length = _validate.integer(length, "length", minimum=1)
     if length > num_tokens:
@@ -175,10 +175,13 @@ def every_token_once(key: Key[Array, ""], num_prompts: int, num_tokens: int) -> 
     return without_replacement(key, num_prompts, num_tokens, num_tokens)
 
 
-def _prompt_keys(key: Key[Array, ""], num_prompts: int, stream: str) -> Key[Array, " prompt"]:
+def _ids(key: Key[Array, ""], num_prompts: int) -> Int[Array, " prompt"]:
     _validate.check_key(key)
-    num_prompts = _validate.integer(num_prompts, "num_prompts", minimum=1)
-    return _random.replicate_keys(key, jnp.arange(num_prompts), f"prompts.{stream}")
+    return jnp.arange(_validate.integer(num_prompts, "num_prompts", minimum=1))
+
+
+def _seeds(key: Key[Array, ""], num_prompts: int, stream: str) -> UInt32[Array, "2 prompt"]:
+    return _random.replicate_seeds(key, _ids(key, num_prompts), f"prompts.{stream}")
 
 
 def _pack(ids: jax.Array, num_tokens: int) -> Prompts:

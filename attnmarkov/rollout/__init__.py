@@ -1,21 +1,31 @@
 """Rollouts: one entry point, engines side by side."""
 
-from attnmarkov.rollout.api import ENGINES, log_spaced, rollout
+from attnmarkov.rollout.api import ENGINES, log_spaced, rollout, rollout_chunks
 from attnmarkov.rollout.engine import Engine
+from attnmarkov.rollout.law import Law
+from attnmarkov.rollout.pallas import Pallas
 from attnmarkov.rollout.reference import Reference
+from attnmarkov.rollout.rejection import Rejection
 from attnmarkov.rollout.scan import Scan
 from attnmarkov.rollout.skip_ahead import SkipAhead
+from attnmarkov.rollout.summary import Summaries, Summary
 from attnmarkov.rollout.trajectory import Trajectory
 from attnmarkov.rollout.urn import Urn
 
 __all__ = [
     "ENGINES",
     "Engine",
+    "Law",
+    "Pallas",
     "Reference",
+    "Rejection",
     "Scan",
     "SkipAhead",
+    "Summaries",
+    "Summary",
     "Trajectory",
     "Urn",
     "log_spaced",
     "rollout",
+    "rollout_chunks",
 ]

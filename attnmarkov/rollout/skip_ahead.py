@@ -11,14 +11,18 @@ import numpy as np
 
 from attnmarkov import _random, _validate, _wide
 from attnmarkov._wide import Wide
+from attnmarkov.rollout import _devices
 from attnmarkov.rollout.engine import Engine
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Int, Key, UInt32
+    from collections.abc import Sequence
+
+    from jaxtyping import Array, Float, Int, UInt32
 
     from attnmarkov.prompts import Prompts
+    from attnmarkov.rollout.law import Law
 
-_WORDS = 10  # random words of a turn
+_WORDS = 10  # random words of a turn, two from each stream
 
 
 @dataclass(frozen=True)
@@ -38,18 +42,13 @@ class SkipAhead(Engine):
         Marsaglia and Tsang (2000), for the gamma variables.
     """
 
-    max_lanes: int = 4096
     max_context: int = 2**62
 
     def counts(
-        self,
-        logits: Float[Array, "token token"],
-        keys: Key[Array, " lane"],
-        prompts: Prompts,
-        at: np.ndarray,
+        self, law: Law, seeds: UInt32[Array, "2 lane"], prompts: Prompts, at: np.ndarray
     ) -> np.ndarray | Int[Array, "lane record token"]:
         """See :class:`~attnmarkov.rollout.Engine`; int64 on the host (int32 if traced)."""
-        wide = _run(logits, keys, prompts.counts, prompts.last, Wide.of(at))
+        wide = _run(law.logits, seeds, prompts.counts, prompts.last, Wide.of(at))
         if _validate.is_concrete(wide):
             return wide.numpy()
         return wide.low.astype(jnp.int32)
@@ -67,7 +66,16 @@ class _State(NamedTuple):
 
 
 @jax.jit
-def _run(logits: jax.Array, keys: jax.Array, counts: jax.Array, last: jax.Array, at: Wide) -> Wide:
+def _run(logits: jax.Array, seeds: jax.Array, counts: jax.Array, last: jax.Array, at: Wide) -> Wide:
+    first, whole = _devices.FIRST, _devices.WHOLE
+    specs = (whole, _devices.SECOND, first, first, whole)
+    skip = _devices.over_lanes(_skip, last.shape[0], specs, local=True)
+    return skip(logits, seeds, counts, last, at)
+
+
+def _skip(
+    logits: jax.Array, seeds: jax.Array, counts: jax.Array, last: jax.Array, at: Wide
+) -> Wide:
     size, lanes, records = counts.shape[1], counts.shape[0], at.low.shape[0]
     p = jnp.exp(logits - logits.max(axis=1, keepdims=True)).T  # (token, query)
     tokens = jnp.arange(size, dtype=jnp.int32)[:, None]
@@ -84,12 +92,10 @@ def _run(logits: jax.Array, keys: jax.Array, counts: jax.Array, last: jax.Array,
         # 2. A lane with no record there ends its stay, and emits the token that ends it.
         go = active & ~write
         leave = go & ~s.fresh
-        bits = jax.vmap(
-            lambda key, i: jax.random.bits(jax.random.fold_in(key, i), (_WORDS,)), out_axes=-1
-        )(keys, s.attempt)
+        bits = [w for i in range(_WORDS // 2) for w in _random.words(seeds, s.attempt, i)]
         counts = _grow(s.counts, leave & (tokens == s.last), s.end - s.begin)
         weights = jnp.where(tokens == s.last, 0, s.counts.to_float() * p[:, s.last])
-        token = _random.draw(weights, bits[:2], axis=0)
+        token = _random.draw(weights, (bits[0], bits[1]), axis=0)
         counts = _grow(counts, leave & (tokens == token), Wide.one())
         last = jnp.where(leave, token, s.last)
         begin = _wide.where(leave, s.end + Wide.one(), s.begin)
@@ -140,11 +146,11 @@ def _stay(
     others: Float[Array, " lane"],
     own: Float[Array, " lane"],
     n: Float[Array, " lane"],
-    bits: UInt32[Array, "8 lane"],
+    bits: Sequence[UInt32[Array, " lane"]],
 ) -> tuple[Wide, jax.Array]:
     """The length of a stay, and whether the attempt was accepted.
 
-    ``others = Σ_{j≠k} n_j P[k, j]``, ``own = P[k, k]``, ``n = n_k``.
+    ``others = Σ_{j≠k} n_j P[k, j]``, ``own = P[k, k]``, ``n = n_k``; 8 words a lane.
     """
     possible = (own > 0) & (n > 0)
     c = jnp.where(possible & (others > 0), others / jnp.where(possible, own, 1), 1)
@@ -156,7 +162,7 @@ def _stay(
     ratio = jnp.exp(jnp.minimum(log_c - log_n, 80.0))
     length = jnp.where(possible, _exponential(bits[5]) / jnp.log1p(ratio), 0)
     length = jnp.where(others > 0, length, jnp.inf)
-    return _wide.from_float(length, bits[6:8]), (ok_c & ok_n) | ~possible | (others <= 0)
+    return _wide.from_float(length, (bits[6], bits[7])), (ok_c & ok_n) | ~possible | (others <= 0)
 
 
 def _exponential(word: UInt32[Array, ...]) -> Float[Array, ...]:

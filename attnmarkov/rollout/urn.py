@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
-from attnmarkov import _validate
+from attnmarkov import _random, _validate
 from attnmarkov.rollout.engine import Engine
 
 if TYPE_CHECKING:
-    from jaxtyping import Array, Float, Key
+    from jaxtyping import Array, UInt32
 
     from attnmarkov.prompts import Prompts
+    from attnmarkov.rollout.law import Law
+    from attnmarkov.rollout.summary import Summary
 
 _ROW_TOLERANCE = 1e-5  # rows of logits that differ by rounding alone
 
@@ -36,39 +37,42 @@ class Urn(Engine):
         Athreya and Karlin (1968).
     """
 
-    max_lanes: int = 65536
+    max_lanes: int | None = 65536
     max_context: int = 2**62
 
-    def counts(
-        self,
-        logits: Float[Array, "token token"],
-        keys: Key[Array, " lane"],
-        prompts: Prompts,
-        at: np.ndarray,
-    ) -> np.ndarray:
-        """See :class:`~attnmarkov.rollout.Engine`; int64 on the host.
-
-        Raises:
-            ValueError: If the rows of ``logits`` differ, or an argument is traced.
-        """
-        if not _validate.is_concrete(logits, keys, prompts):
-            raise ValueError("engine: 'urn' works on concrete arguments only; use 'scan' in jit")
-        s = np.asarray(logits, np.float64)
+    def refusal(self, law: Law, record: str | Summary) -> str | None:
+        """See :class:`~attnmarkov.rollout.Engine`."""
+        reason = super().refusal(law, record)
+        if reason is not None:
+            return reason
+        if not _validate.is_concrete(law.logits):
+            return "can't run inside jit: it works on the host"
+        s = np.asarray(law.logits, np.float64)
         with np.errstate(invalid="ignore"):
             gap = np.where(s == s[0], 0, np.abs(s - s[0]))
         if gap.max() > _ROW_TOLERANCE:
             row = int(gap.max(axis=1).argmax())
-            raise ValueError(
-                f"engine: 'urn' needs equal rows of P, but rows 0 and {row} differ; "
-                "use 'skip_ahead' or 'scan'"
-            )
+            return f"can't take unequal rows of P: rows 0 and {row} differ"
+        return None
+
+    def counts(
+        self, law: Law, seeds: UInt32[Array, "2 lane"], prompts: Prompts, at: np.ndarray
+    ) -> np.ndarray:
+        """See :class:`~attnmarkov.rollout.Engine`; int64 on the host.
+
+        Raises:
+            ValueError: If an argument is traced.
+        """
+        if not _validate.is_concrete(law, seeds, prompts):
+            raise ValueError("engine: urn works on concrete arguments only; use 'scan' in jit")
+        s = np.asarray(law.logits, np.float64)
         rates = np.exp(s[0] - s[0].max())
         start = np.asarray(prompts.counts, np.int64)
-        seeds = np.asarray(jax.vmap(lambda k: jax.random.bits(k, (4,)))(keys))
+        entropy = np.concatenate([np.asarray(_random.words(seeds, i)) for i in range(2)]).T
         return np.stack(
             [
                 _lane(np.random.Generator(np.random.Philox(_seed(seed))), rates, n, at)
-                for seed, n in zip(seeds, start, strict=True)
+                for seed, n in zip(entropy, start, strict=True)
             ]
         )
 

@@ -1,0 +1,1 @@
+"""How fast the rollout engines are, as ratios to what one would otherwise write."""
