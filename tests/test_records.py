@@ -248,7 +248,7 @@ def test_tokens_come_in_the_narrowest_type(key, engine, size, dtype):
             10**9,
             10**6,
             {},
-            r"record: tokens of 1000000 x 1000000000 int8 take 931,322\.6 GiB.* but there are 2\.0; "
+            r"record: tokens of 1000000 x 1000000000 int8 take 931,322\.6 GiB.* there are 2\.0; "
             r"ask for record='counts' or 'summary', or rollout_chunks instead",
         ),
         (
