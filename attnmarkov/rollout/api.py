@@ -315,15 +315,18 @@ def _plan(
     if at is not None and record in ("tokens", "chunks"):
         raise ValueError("at: only counts and summaries are recorded at chosen steps; see record")
     steps = _recorded_steps(at, num_steps)
+    asked = False  # whether the engine is known to take the law
     if name == "auto":
         name = _choose(law, record, prompts, num_steps)
+        asked = name != "reference"
     if isinstance(engine, str):
         engine = ENGINES[name]
     longest = num_steps + (_longest(prompts) or 0)
     traced = not _validate.is_concrete(model, prompts, key)
-    able = _able(law, record, longest, traced)
-    reason = engine.refusal(law, record) or _too_long(engine, longest, traced)
+    reason = None if asked else engine.refusal(law, record)
+    reason = reason or _too_long(engine, longest, traced)
     if reason is not None:
+        able = _able(law, record, longest, traced)
         raise ValueError(f"engine: {name} {reason}; engines that can: {', '.join(able) or 'none'}")
     law = _devices.global_inputs(replace(law, context=_simplest(context, prompts, num_steps)))
     if engine.keeps_history and prompts.tokens is None:
