@@ -115,8 +115,13 @@ def test_rejection_lowers(platform, size):
 
 
 def described(platform):
-    """A mesh of one described device: the TPU lowering of Pallas asks what it is for."""
-    kind = {"device_kind": "TPU v5 lite", "num_cores": 1, "platform": "tpu"}
+    """A mesh of one described device: Pallas asks what it lowers for."""
+    name = {"tpu": "TPU v5 lite", "cuda": "NVIDIA H100 80GB HBM3"}[platform]
+    kind = {
+        "device_kind": name,
+        "num_cores": 1,
+        "platform": {"cuda": "gpu"}.get(platform, platform),
+    }
     known = inspect.signature(jax.sharding.AbstractDevice).parameters
     device = jax.sharding.AbstractDevice(**{k: v for k, v in kind.items() if k in known})
     return jax.sharding.use_abstract_mesh(
@@ -124,6 +129,8 @@ def described(platform):
     )
 
 
+# JAX 0.11 announces its removal; see attnmarkov.rollout.pallas.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 @pytest.mark.parametrize("num_steps", [None, STEPS])
 @pytest.mark.parametrize("size", [3, 8, 32])
 @platforms
@@ -136,13 +143,10 @@ def test_pallas_lowers(platform, size, num_steps):
         jnp.zeros(3, jnp.int32),
     )
     options = {"num_steps": num_steps, "block": 128, "interpret": False}
-    if platform == "tpu":
-        with described(platform):
-            text = lowered(pallas._launch, platform, *arguments, backend="tpu", **options)
-        assert "tpu_custom_call" in text
-    else:
-        text = lowered(pallas._launch, platform, *arguments, backend="gpu", **options)
-        assert "triton" in text
+    backend, call = {"tpu": ("tpu", "tpu_custom_call"), "cuda": ("gpu", "triton")}[platform]
+    with described(platform):
+        text = lowered(pallas._launch, platform, *arguments, backend=backend, **options)
+    assert call in text
     assert smallest_dtype(size) is np.int8
 
 

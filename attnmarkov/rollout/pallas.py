@@ -155,7 +155,11 @@ def _launch(
 
 
 def _triton() -> Any:
-    """Compile through Triton, whose kernels read a table at any lane's index."""
+    """Compile through Triton, whose kernels read a table at any lane's index.
+
+    JAX 0.11 calls this backend deprecated and warns. Mosaic GPU, its successor, copies whole
+    tiles only, and refuses these kernels.
+    """
     from jax.experimental.pallas import triton
 
     return triton.CompilerParams()
