@@ -9,7 +9,7 @@ import pytest
 from oracles import assert_law, assert_poisson, trajectory_law
 
 import attnmarkov as am
-from attnmarkov.rollout import Pallas, Rejection, api, rejection
+from attnmarkov.rollout import Pallas, Rejection, _engines, rejection
 
 K = 60
 CONTEXT = [1, 1, 1, 7, 16, 17, 33, 59]
@@ -71,7 +71,7 @@ def test_one_compilation_serves_near_horizons(key, mixed):
 
 
 def test_auto_takes_it_for_many_tokens(key):
-    size = api._MANY
+    size = _engines._MANY
     model = am.CCMC.from_logits(jax.random.normal(key, (size, size)))
     prompts = am.prompts.uniform(key, 6, 5, size)
     whole = am.rollout(model, key, prompts, 20, 6)
@@ -84,7 +84,9 @@ def test_auto_takes_it_for_many_tokens(key):
     inside = jax.jit(lambda m: am.rollout(m, key, prompts, 20, 6).tokens)(model)
     np.testing.assert_array_equal(whole.tokens, inside)
     assert am.rollout(model, key, prompts, 20, 6, record="summary").engine == "scan"
-    assert am.rollout(model, key, prompts[:1], api._KEPT + 1, 2, record="counts").engine == "scan"
+    assert (
+        am.rollout(model, key, prompts[:1], _engines._KEPT + 1, 2, record="counts").engine == "scan"
+    )
 
 
 def test_counts_only_prompts_inside_jit(key):

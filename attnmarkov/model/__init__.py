@@ -7,7 +7,6 @@ from attnmarkov.model.contexts import (
     DecayContext,
     FullContext,
     LagContext,
-    PositionContext,
     WindowContext,
 )
 from attnmarkov.model.decoders import Decoder, Greedy, Sampling
@@ -17,6 +16,7 @@ from attnmarkov.model.maps import (
     logits_from_transition_matrix,
     scores,
 )
+from attnmarkov.model.positions import PositionContext
 
 __all__ = [
     "CCMC",

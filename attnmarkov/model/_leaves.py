@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attnmarkov import _validate
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 def number(value: Any, name: str) -> float | None:
@@ -51,3 +54,10 @@ def show(obj: Any) -> str:
             text = f"{value}"
         shown.append(f"{field.name}={text}")
     return f"{type(obj).__name__}({', '.join(shown)})"
+
+
+def finite(array: ArrayLike, name: str, *, allow_minus_inf: bool = False) -> ArrayLike:
+    """The array in float64 after a look at its values; as it is if they are traced."""
+    if not _validate.is_concrete(array):
+        return array
+    return _validate.finite(array, name, allow_minus_inf=allow_minus_inf)

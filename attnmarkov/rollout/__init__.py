@@ -1,6 +1,7 @@
 """Rollouts: one entry point, engines side by side."""
 
-from attnmarkov.rollout.api import ENGINES, log_spaced, rollout, rollout_chunks
+from attnmarkov.rollout._engines import ENGINES
+from attnmarkov.rollout.api import log_spaced, rollout, rollout_chunks
 from attnmarkov.rollout.engine import Engine
 from attnmarkov.rollout.law import Law
 from attnmarkov.rollout.pallas import Pallas

@@ -73,7 +73,7 @@ class Engine(abc.ABC):
         self, law: Law, seeds: UInt32[Array, "2 lane"], prompts: Prompts, num_steps: int
     ) -> Int[Array, "lane step"]:
         """The tokens drawn at steps ``0..num_steps-1``."""
-        raise NotImplementedError
+        raise NotImplementedError  # an engine that does not say so in refusal()
 
     def summary(
         self,
@@ -84,10 +84,10 @@ class Engine(abc.ABC):
         summary: Summary,
     ) -> Summaries:
         """The summaries at each of ``at`` steps, and over all steps to the last of them."""
-        raise NotImplementedError
+        raise NotImplementedError  # an engine that does not say so in refusal()
 
     def chunks(
         self, law: Law, seeds: UInt32[Array, "2 lane"], prompts: Prompts, edges: Iterable[int]
     ) -> Iterator[Int[Array, "lane step"]]:
         """The tokens of the steps ``edges[i] .. edges[i+1]-1``, one chunk after the other."""
-        raise NotImplementedError
+        raise NotImplementedError  # an engine that does not say so in refusal()

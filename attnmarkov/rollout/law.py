@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
 
-_SPREAD = 60.0  # nats
+SPREAD = 60.0  # nats; exp(-60) times a count leaves float32 room for rare tokens beside it
 
 
 @jax.tree_util.register_dataclass
@@ -62,7 +62,7 @@ class Law:
         if not _validate.is_concrete(self.logits):
             return True
         with jax.ensure_compile_time_eval():  # a known model may be used within jit
-            return bool(_deepest(self.logits) > -_SPREAD)
+            return bool(_deepest(self.logits) > -SPREAD)
 
 
 @jax.jit
