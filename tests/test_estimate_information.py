@@ -11,6 +11,7 @@ from scipy import stats
 
 import attnmarkov as am
 from attnmarkov.estimate import information_trace, laplacian
+from attnmarkov.estimate.fisher import observed_information, score_information
 
 
 def model_of(rng, size, scale=1.0):
@@ -259,6 +260,73 @@ def test_what_is_not_prompts_is_refused_in_a_sentence(tokens):
     for call in calls:
         with pytest.raises(ValueError, match=rf"^prompts: .*got {kind}; .*Prompts\.from_tokens"):
             call()
+
+
+def test_observed_information_is_the_hessian_of_the_loss():
+    """By jax.hessian of a loss of its own, by differences of the gradient, and as the expected."""
+    rng = oracle.generator("observed")
+    counts, last, y = oracle.random_data(rng, 3, 40, most=3)
+    with jax.enable_x64(True):
+        model = model_of(rng, 3)
+        prompts = am.Prompts.from_counts(counts, last)
+        information = np.asarray(observed_information(model, prompts, y))
+        assert information.dtype == np.float64
+
+        def loss(logits):
+            scores = logits[last] + jnp.log(jnp.asarray(counts, float))
+            return -jnp.take_along_axis(jax.nn.log_softmax(scores), y[:, None], 1).mean()
+
+        whole = np.asarray(jax.hessian(loss)(model.logits))
+        np.testing.assert_allclose(information, am.fisher_information(model, prompts), atol=1e-15)
+        s = np.asarray(model.logits)
+    step = 1e-5
+    for k in range(3):
+        for j in range(3):
+            other = np.arange(3) != k
+            np.testing.assert_allclose(whole[k, :, k], information[k], atol=1e-14)
+            np.testing.assert_array_equal(whole[k][:, other], 0)
+            nudge = step * np.eye(9)[3 * k + j].reshape(3, 3)
+            up, down = (oracle.gradient(s + e, counts, last, y) for e in (nudge, -nudge))
+            slope = (up - down)[k] / (2 * step * len(y))
+            np.testing.assert_allclose(information[k, j], slope, atol=1e-9)
+
+
+def test_score_information_against_the_loop():
+    for size, n in ((1, 3), (3, 50), (6, 400)):
+        rng = oracle.generator(f"score {size}")
+        counts, last, y = oracle.random_data(rng, size, n, most=4)
+        model = model_of(rng, size)
+        exact = np.zeros((size, size, size))
+        for c, k, j in zip(counts, last, y, strict=True):
+            r = np.eye(size)[j] - oracle.law(as_float(model), c, k)
+            exact[k] += np.outer(r, r) / n
+        prompts = am.Prompts.from_counts(counts, last)
+        found = score_information(model, prompts, y)
+        np.testing.assert_allclose(found, exact, atol=1e-7)
+        jitted = jax.jit(score_information)(model, prompts, jnp.asarray(y))
+        np.testing.assert_allclose(jitted, exact, atol=1e-7)
+
+
+def test_score_information_estimates_the_fisher_information():
+    """Entries are means of n products below 1: bounds at five standard errors of 0.5/√n."""
+    n = 40_000
+    teacher, prompts, y = oracle.well_posed("score", 4, 8, n)
+    off = score_information(teacher, prompts, y) - am.fisher_information(teacher, prompts)
+    assert float(jnp.abs(off).max()) < 5 * 0.5 / np.sqrt(n)
+
+
+def test_information_of_labels_refuses_bad_input():
+    model, prompts = am.CCMC.from_logits(np.zeros((2, 2))), am.Prompts.from_tokens([[0, 1]], 2)
+    large = am.CCMC.from_logits(np.zeros((3, 3)))
+    for function in (observed_information, score_information):
+        with pytest.raises(ValueError, match="prompts: expected Prompts"):
+            function(model, [[0, 1]], [0])
+        with pytest.raises(ValueError, match="model: has logits"):
+            function(large, prompts, [0])
+        with pytest.raises(ValueError, match=r"y: expected shape \(1,\)"):
+            function(model, prompts, [0, 1])
+        with pytest.raises(ValueError, match="does not stand in prompt 0"):
+            function(model, am.Prompts.from_tokens([[0, 0]], 2), [1])
 
 
 REPLICATES = 400

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attnmarkov.estimate import _blocks, likelihood
+from attnmarkov.estimate import Prior, _blocks, likelihood
 
 SHAPES = [(1, 3), (2, 1), (3, 40), (5, 300), (6, 7)]  # K, n
 
@@ -50,7 +50,7 @@ def test_float64_evaluation_equals_the_loops(data, prior):
     logits, counts, last, y = data
     per_row = np.maximum(np.bincount(last, minlength=len(logits)), 1)
     with jax.enable_x64(True):
-        _, at, curvature = evaluated(logits, counts, last, y, prior)
+        _, at, curvature = evaluated(logits, counts, last, y, Prior(precision=prior))
     loss = np.zeros(len(logits))
     for i, k in enumerate(last):  # the library leaves out the constant −log n_y
         one = slice(i, i + 1)
@@ -67,7 +67,7 @@ def test_float64_evaluation_equals_the_loops(data, prior):
 def test_float32_evaluation_equals_the_loops(data):
     logits, counts, last, y = data
     logits = logits.astype(np.float32)
-    _, at, curvature = evaluated(logits, counts, last, y, 0.0)
+    _, at, curvature = evaluated(logits, counts, last, y, None)
     per_row = np.maximum(np.bincount(last, minlength=len(logits)), 1)[:, None]
     exact = oracle.gradient(logits.astype(float), counts, last, y) / per_row
     np.testing.assert_allclose(at.gradient, exact, atol=1e-6)
@@ -79,12 +79,12 @@ def test_gradient_and_curvature_are_derivatives_of_the_loss(data):
     logits, counts, last, y = data
     per_row = np.maximum(np.bincount(last, minlength=len(logits)), 1)[:, None]
     direction = oracle.generator("direction").normal(size=logits.shape)
-    step = 1e-5
+    step, prior = 1e-5, Prior(precision=0.3)
     with jax.enable_x64(True):
-        blocks, at, curvature = evaluated(logits, counts, last, y, 0.3)
-        _, ahead, _ = evaluated(logits + step * direction, counts, last, y, 0.3)
-        _, back, _ = evaluated(logits - step * direction, counts, last, y, 0.3)
-        total = jax.grad(likelihood.total_objective)(jnp.asarray(logits), blocks, jnp.array(0.3))
+        blocks, at, curvature = evaluated(logits, counts, last, y, prior)
+        _, ahead, _ = evaluated(logits + step * direction, counts, last, y, prior)
+        _, back, _ = evaluated(logits - step * direction, counts, last, y, prior)
+        total = jax.grad(likelihood.total_objective)(jnp.asarray(logits), blocks, prior)
     slope = (np.asarray(ahead.loss) - np.asarray(back.loss)) / (2 * step)
     np.testing.assert_allclose((np.asarray(at.gradient) * direction).sum(1), slope, atol=1e-8)
     bend = (np.asarray(ahead.gradient) - np.asarray(back.gradient)) / (2 * step)
@@ -96,7 +96,7 @@ def test_gradient_and_curvature_are_derivatives_of_the_loss(data):
 def test_extreme_logits_do_not_overflow():
     counts, last, y = np.array([[1, 1, 0], [1, 0, 3]]), np.array([0, 0]), np.array([1, 0])
     logits = np.array([[300.0, -300.0, 0.0]] * 3, np.float32)
-    _, at, curvature = evaluated(logits, counts, last, y, 0.0)
+    _, at, curvature = evaluated(logits, counts, last, y, None)
     np.testing.assert_allclose(at.loss[0], 300.0, rtol=1e-6)  # (600 + 0) / 2
     chex.assert_tree_all_finite((at, curvature))
 
@@ -105,13 +105,13 @@ def test_curvature_cut_into_parts_is_the_same(data, monkeypatch):
     logits, counts, last, y = data
     whole = oracle.hessian(logits, counts, last)
     monkeypatch.setattr(_blocks, "_ELEMENTS", 2 * len(logits) ** 2)
-    cut = evaluated(logits, counts, last, y, 0.0)[2]
+    cut = evaluated(logits, counts, last, y, None)[2]
     np.testing.assert_allclose(cut, whole, atol=1e-6 * max(1, whole.max()))
 
 
 def test_curvature_rows_sum_to_zero_where_probabilities_round_to_one():
     counts, last, y = np.array([[1, 1]]), np.array([0]), np.array([0])
     logits = np.array([[9.0, -9.0], [0.0, 0.0]], np.float32)
-    curvature = evaluated(logits, counts, last, y, 0.0)[2]
+    curvature = evaluated(logits, counts, last, y, None)[2]
     exact = oracle.hessian(logits.astype(float), counts, last)
     np.testing.assert_allclose(curvature[0], exact[0], rtol=1e-5)

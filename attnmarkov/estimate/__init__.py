@@ -1,20 +1,44 @@
 """Learning a CCMC from prompts: what they identify, the estimate, and how sure it is."""
 
+from attnmarkov.estimate.bootstrap import BootstrapFits, bootstrap, bootstrap_trajectory
 from attnmarkov.estimate.coverage import Coverage, coverage
-from attnmarkov.estimate.fisher import InformationTrace, fisher_information, information_trace
+from attnmarkov.estimate.existence import maximum_exists
+from attnmarkov.estimate.fisher import (
+    InformationTrace,
+    fisher_information,
+    information_trace,
+    observed_information,
+    score_information,
+)
 from attnmarkov.estimate.fit import fit
+from attnmarkov.estimate.intervals import Intervals, intervals
+from attnmarkov.estimate.likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
+from attnmarkov.estimate.planning import prompts_needed
+from attnmarkov.estimate.prior import Prior
 from attnmarkov.estimate.result import Fit
 from attnmarkov.estimate.risk import excess_risk
 from attnmarkov.estimate.status import Status
 
 __all__ = [
+    "BootstrapFits",
     "Coverage",
     "Fit",
     "InformationTrace",
+    "Intervals",
+    "LikelihoodRatioTest",
+    "Prior",
     "Status",
+    "bootstrap",
+    "bootstrap_trajectory",
     "coverage",
     "excess_risk",
     "fisher_information",
     "fit",
     "information_trace",
+    "intervals",
+    "likelihood_ratio_test",
+    "maximum_exists",
+    "observed_information",
+    "prompts_needed",
+    "score_information",
 ]

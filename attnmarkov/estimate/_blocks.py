@@ -24,7 +24,7 @@ class Blocks(NamedTuple):
 
     log_counts: Float[Array, "block slot token"]  # minus infinity where the token is absent
     labels: Int[Array, "block slot"]
-    weight: Float[Array, "block slot"]  # 1 for a prompt, 0 for an empty slot
+    weight: Float[Array, "block slot"]  # of a prompt, 1 unless given; 0 for an empty slot
     row: Int[Array, " block"]  # the last token of the block's prompts
 
     @property
@@ -52,17 +52,26 @@ class Blocks(NamedTuple):
         return jax.ops.segment_sum(x, self.row, self.num_tokens, indices_are_sorted=True)
 
     def labels_per_row(self) -> Float[Array, " token"]:
-        """How many prompts end in each token."""
+        """How many prompts end in each token: the sum of their weights."""
         return self.sum_by_row(self.weight.sum(-1))
 
 
-def blocks_of(counts: jax.Array, last: jax.Array, labels: jax.Array | None = None) -> Blocks:
+def blocks_of(
+    counts: jax.Array,
+    last: jax.Array,
+    labels: jax.Array | None = None,
+    weights: jax.Array | None = None,
+    log_counts: jax.Array | None = None,
+) -> Blocks:
     """Sort prompts by last token into blocks. O(nK) time and memory, shapes from (n, K) alone.
 
     Args:
         counts: (n, K) token counts.
         last: (n,) last tokens.
         labels: (n,) next tokens, or None where only the prompts matter.
+        weights: (n,) how often each prompt counts; None for once. One of weight 0 may hold
+            anything and changes nothing.
+        log_counts: (n, K) logarithms of position-weighted counts, in place of ``log(counts)``.
     """
     n, num_tokens = counts.shape
     size = min(max(n // (8 * num_tokens), _SMALLEST), _LARGEST)
@@ -82,12 +91,16 @@ def blocks_of(counts: jax.Array, last: jax.Array, labels: jax.Array | None = Non
     filled = prompt < n
     taken = jnp.minimum(prompt, n - 1)
     dtype = jnp.result_type(float)
-    held = jnp.where(filled[..., None], counts[taken], 1)
+    weight = filled.astype(dtype)
+    if weights is not None:
+        weight = weight * weights[taken].astype(dtype)
+    if log_counts is None:
+        log_counts = jnp.log(counts.astype(dtype))
     row = jnp.searchsorted(ends, jnp.arange(number), side="right").astype(jnp.int32)
     return Blocks(
-        log_counts=jnp.log(held.astype(dtype)),
+        log_counts=jnp.where((weight > 0)[..., None], log_counts[taken].astype(dtype), 0),
         labels=jnp.zeros_like(taken) if labels is None else labels[taken].astype(jnp.int32),
-        weight=filled.astype(dtype),
+        weight=weight,
         row=jnp.minimum(row, num_tokens - 1),
     )
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnmarkov import _validate
+from attnmarkov.model.contexts import Context
 from attnmarkov.prompts.batch import Prompts
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def vocabulary(batch: Prompts, model: CCMC, name: str) -> None:
         )
 
 
-def labels(batch: Prompts, y: Any) -> jax.Array:
-    """``y`` as (n,) int32, one token of each prompt."""
+def labels(batch: Prompts, y: Any, weights: Any = None, log_counts: Any = None) -> jax.Array:
+    """``y`` as (n,) int32, one token of each prompt that has a weight."""
     n = batch.num_prompts
     if not _validate.is_concrete(y):
         y = jnp.asarray(y)
@@ -67,24 +68,88 @@ def labels(batch: Prompts, y: Any) -> jax.Array:
     ids = _validate.integer_array(y, "y", ndim=(1,))
     if ids.shape != (n,):
         raise ValueError(f"y: expected shape ({n},), one label per prompt, got {ids.shape}")
-    _validate.token_range(ids, "y", batch.num_tokens)
-    if _validate.is_concrete(batch):
-        impossible = np.asarray(batch.counts)[np.arange(n), ids] == 0
+    if not _validate.is_concrete(weights):
+        return jnp.asarray(ids, jnp.int32)
+    counted = np.ones(n, bool) if weights is None else np.asarray(weights) > 0
+    _validate.token_range(np.where(counted, ids, 0), "y", batch.num_tokens)
+    if _validate.is_concrete(batch, log_counts):
+        held = np.asarray(batch.counts) > 0
+        if log_counts is not None:
+            held &= np.isfinite(np.asarray(log_counts))
+        impossible = counted & ~held[np.arange(n), np.where(counted, ids, 0)]
         if impossible.any():
             row = int(impossible.argmax())
+            where = "stand in" if log_counts is None else "stand within the context of"
             raise ValueError(
-                f"y: entry [{row}] is token {ids[row]}, which does not stand in prompt {row}; "
+                f"y: entry [{row}] is token {ids[row]}, which does not {where} prompt {row}; "
                 "a CCMC emits only tokens of the prompt"
             )
     return jnp.asarray(ids, jnp.int32)
 
 
-def limits(prior: Any, tolerance: Any, max_iterations: Any) -> None:
-    """Raise unless prior >= 0, tolerance > 0 and max_iterations >= 1, where concrete."""
-    if prior is not None and _validate.is_concrete(prior):
-        number = _number(prior, "prior")
-        if not (math.isfinite(number) and number >= 0):
-            raise ValueError(f"prior: must be a finite precision of at least 0, got {number}")
+def offsets(batch: Prompts, context: Any) -> jax.Array | None:
+    """Logarithms of the prompts' position-weighted counts, (n, K); None if they are the counts."""
+    if context is None:
+        return None
+    if not isinstance(context, Context):
+        raise ValueError(f"context: expected a Context such as FullContext(), got {context!r:.80}")
+    return context.log_weighted_counts(batch)
+
+
+def sample_weights(batch: Prompts, weights: Any) -> jax.Array | None:
+    """``weights`` as (n,) finite numbers of at least 0, not all 0; or None."""
+    if weights is None:
+        return None
+    if np.shape(weights) != (batch.num_prompts,):
+        raise ValueError(
+            f"weights: expected shape ({batch.num_prompts},), one per prompt, "
+            f"got {np.shape(weights)}"
+        )
+    if _validate.is_concrete(weights):
+        values = np.asarray(weights, np.float64)
+        bad = ~(np.isfinite(values) & (values >= 0))
+        if bad.any():
+            row = int(bad.argmax())
+            raise ValueError(
+                f"weights: must be finite and at least 0, got {values[row]} at [{row}]"
+            )
+        if not (values > 0).any():
+            raise ValueError("weights: all are 0, so no prompt counts")
+    return jnp.asarray(weights, jnp.result_type(float))
+
+
+def row_groups(batch: Prompts, groups: Any) -> jax.Array | None:
+    """``groups`` as (K,) int32, the group of every row, ids in 0..K-1; or None."""
+    if groups is None:
+        return None
+    size = batch.num_tokens
+    if not _validate.is_concrete(groups):
+        return jnp.asarray(groups, jnp.int32)
+    ids = _validate.integer_array(groups, "row_groups", ndim=(1,))
+    if ids.shape != (size,):
+        raise ValueError(f"row_groups: expected shape ({size},), one per row, got {ids.shape}")
+    if ids.min() < 0 or ids.max() >= size:
+        raise ValueError(f"row_groups: expected ids in 0..{size - 1}, got {ids.tolist()}")
+    return jnp.asarray(ids, jnp.int32)
+
+
+def minibatch(solver: Any, batch_size: Any, key: Any) -> int | None:
+    """``batch_size`` as an int of at least 1, for a solver that can use it; or None."""
+    if batch_size is None:
+        return None
+    if solver in ("newton", "lbfgs"):
+        raise ValueError(
+            f"batch_size: {solver} needs all prompts at once; use adam or another first-order "
+            "solver for minibatches"
+        )
+    if key is None:
+        raise ValueError("key: minibatches are drawn, so a key such as jax.random.key(0) is needed")
+    _validate.check_key(key)
+    return _validate.integer(batch_size, "batch_size", minimum=1)
+
+
+def limits(tolerance: Any, max_iterations: Any) -> None:
+    """Raise unless tolerance > 0 and max_iterations >= 1, where concrete."""
     if _validate.is_concrete(tolerance):
         number = _number(tolerance, "tolerance")
         if not (math.isfinite(number) and number > 0):

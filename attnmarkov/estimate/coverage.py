@@ -12,14 +12,17 @@ import numpy as np
 from attnmarkov import _validate
 from attnmarkov.estimate import _check
 from attnmarkov.estimate._blocks import blocks_of
-from attnmarkov.estimate.graphs import cooccurrence_components
+from attnmarkov.estimate.graphs import contrast_basis, cooccurrence_components
+from attnmarkov.estimate.laplacian import eliminate, largest_variance
 from attnmarkov.estimate.likelihood import curvature, laws
 from attnmarkov.estimate.result import name_rows
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
+    from numpy.typing import ArrayLike
 
     from attnmarkov.model.ccmc import CCMC
+    from attnmarkov.model.contexts import Context
     from attnmarkov.prompts.batch import Prompts
 
 
@@ -43,6 +46,20 @@ class Coverage:
     def connected(self) -> Bool[Array, " row"]:
         """(K,) whether all tokens of a row can be compared."""
         return (self.components == 0).all(-1)
+
+    @property
+    def contrasts(self) -> Float[Array, "row token token"]:
+        """An orthonormal basis of the identifiable contrasts of every row, (K, K, K).
+
+        ``contrasts[k, a] @ S[k]`` compares token ``a`` with the mean of the lesser tokens of its
+        component (Helmert's contrasts). It is 0 where ``a`` is the least, so that the rows that
+        are not 0 number :attr:`num_identifiable` in all, and span what the prompts can teach.
+
+        >>> from attnmarkov.prompts.batch import Prompts
+        >>> (coverage(Prompts.from_tokens([[0, 1]], 2)).contrasts[1] * 2**0.5).round(3).tolist()
+        [[0.0, 0.0], [-1.0, 1.0]]
+        """
+        return contrast_basis(self.components)
 
     @property
     def num_components(self) -> Int[Array, " row"]:
@@ -94,7 +111,13 @@ def _parts(labels: np.ndarray) -> str:
     return "; ".join(text)
 
 
-def coverage(prompts: Prompts, model: CCMC | None = None) -> Coverage:
+def coverage(
+    prompts: Prompts,
+    model: CCMC | None = None,
+    *,
+    weights: ArrayLike | None = None,
+    context: Context | None = None,
+) -> Coverage:
     """What prompts can teach about a CCMC, whatever the labels will be.
 
     Tokens ``a`` and ``b`` are joined in ``G_k`` if some prompt that ends in ``k`` holds both.
@@ -106,9 +129,12 @@ def coverage(prompts: Prompts, model: CCMC | None = None) -> Coverage:
         prompts: n prompts over K tokens.
         model: Where the information is evaluated; uniform attention if None. The components do
             not depend on it, not even where it masks tokens.
+        weights: (n,) how often each prompt counts, as in :func:`attnmarkov.fit`.
+        context: How positions are weighed, as in :func:`attnmarkov.fit`.
 
     Raises:
-        ValueError: If there is no prompt or the vocabularies differ.
+        ValueError: If there is no prompt, the vocabularies differ, or ``weights`` or ``context``
+            do not fit the prompts.
 
     >>> from attnmarkov.prompts.batch import Prompts
     >>> coverage(Prompts.from_tokens([[0, 1], [2, 1, 0], [0, 2]], 3))
@@ -122,15 +148,23 @@ def coverage(prompts: Prompts, model: CCMC | None = None) -> Coverage:
     else:
         _check.vocabulary(prompts, model, "model")
         logits = model.logits
-    return _coverage(prompts.counts, prompts.last, logits)
+    weights = _check.sample_weights(prompts, weights)
+    log_counts = _check.offsets(prompts, context)
+    return _coverage(prompts.counts, prompts.last, logits, weights, log_counts)
 
 
 @jax.jit
-def _coverage(counts: jax.Array, last: jax.Array, logits: jax.Array) -> Coverage:
-    blocks = blocks_of(counts, last)
+def _coverage(
+    counts: jax.Array,
+    last: jax.Array,
+    logits: jax.Array,
+    weights: jax.Array | None,
+    log_counts: jax.Array | None,
+) -> Coverage:
+    blocks = blocks_of(counts, last, None, weights, log_counts)
     components = cooccurrence_components(blocks)
     if blocks.num_tokens == 1:
         return Coverage(components, jnp.full(1, jnp.inf, logits.dtype))
-    information = curvature(blocks, laws(blocks, logits)[0]) / counts.shape[0]
-    second = jnp.maximum(jnp.linalg.eigvalsh(information)[:, 1], 0)
-    return Coverage(components, jnp.where((components == 0).all(-1), second, 0))
+    information = curvature(blocks, laws(blocks, logits)[0]) / blocks.labels_per_row().sum()
+    widest = largest_variance(eliminate(information), components)
+    return Coverage(components, jnp.where((components == 0).all(-1), 1 / widest, 0))

@@ -14,7 +14,9 @@ from attnmarkov.estimate.likelihood import curvature, laws
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int
+    from numpy.typing import ArrayLike
 
+    from attnmarkov.estimate._blocks import Blocks
     from attnmarkov.model.ccmc import CCMC
     from attnmarkov.prompts.batch import Prompts
 
@@ -41,6 +43,69 @@ def fisher_information(model: CCMC, prompts: Prompts) -> Float[Array, "row token
     _check.prompts(prompts)
     _check.vocabulary(prompts, model, "model")
     return _information(model.logits, prompts.counts, prompts.last)
+
+
+def observed_information(
+    model: CCMC, prompts: Prompts, y: ArrayLike
+) -> Float[Array, "row token token"]:
+    """Observed information of one sample about ``S``: the Hessian of the mean loss.
+
+    Given the prompts a CCMC is an exponential family with natural parameter ``S``, whose
+    log-normaliser alone bends: the Hessian does not depend on the labels, and this equals
+    :func:`fisher_information` at the same model. At a fit it is what its standard errors are
+    made of.
+
+    Returns:
+        (K, K, K), in nats per squared logit; information between different rows is zero.
+
+    Raises:
+        ValueError: If there is no prompt, the vocabularies differ, or a label does not stand in
+            its prompt.
+    """
+    _check.prompts(prompts)
+    _check.vocabulary(prompts, model, "model")
+    _check.labels(prompts, y)
+    return _information(model.logits, prompts.counts, prompts.last)
+
+
+def score_information(
+    model: CCMC, prompts: Prompts, y: ArrayLike
+) -> Float[Array, "row token token"]:
+    """Mean outer product of the scores, ``(1/n) Σ_{i: last = k} r_i r_iᵀ`` with ``r = 1_y − p``.
+
+    Where the labels follow the model it estimates the Fisher information (its expectation over
+    them is :func:`fisher_information`). Where they do not, it still is the variance of the score
+    of one sample, the middle of the sandwich in :func:`attnmarkov.estimate.intervals` with
+    ``method="robust"``.
+
+    Returns:
+        (K, K, K), in nats per squared logit; every row sums to zero.
+
+    Raises:
+        ValueError: As :func:`observed_information`.
+
+    >>> from attnmarkov.model.ccmc import CCMC
+    >>> from attnmarkov.prompts.batch import Prompts
+    >>> prompts = Prompts.from_tokens([[1, 0], [1, 0]], 2)
+    >>> score_information(CCMC.from_logits([[0.0, 0.0], [0.0, 0.0]]), prompts, [0, 1])[0].tolist()
+    [[0.25, -0.25], [-0.25, 0.25]]
+    """
+    _check.prompts(prompts)
+    _check.vocabulary(prompts, model, "model")
+    labels = _check.labels(prompts, y)
+    return _scores(model.logits, prompts.counts, prompts.last, labels)
+
+
+@jax.jit
+def _scores(logits: jax.Array, counts: jax.Array, last: jax.Array, y: jax.Array) -> jax.Array:
+    blocks = blocks_of(counts, last, y)
+    return score_products(blocks, laws(blocks, logits)[0]) / counts.shape[0]
+
+
+def score_products(blocks: Blocks, probs: jax.Array) -> Float[Array, "row token token"]:
+    """Outer products of the scores summed by row, for laws ``probs`` (G, C, K)."""
+    # A prompt's residuals sum to 0: the Laplacian with weights r_a r_b is minus their product.
+    return -curvature(blocks, probs - blocks.is_label)
 
 
 @jax.jit

@@ -10,28 +10,32 @@ import jax.numpy as jnp
 
 from attnmarkov.estimate import _check
 from attnmarkov.estimate._blocks import blocks_of
-from attnmarkov.estimate.first_order import MAX_ITERATIONS, minimise, named
+from attnmarkov.estimate.first_order import MAX_ITERATIONS, minimise, minimise_minibatch, named
 from attnmarkov.estimate.graphs import (
     component_projector,
     cooccurrence_components,
     has_finite_maximum,
 )
 from attnmarkov.estimate.laplacian import eliminate, pseudo_inverse_diagonal
-from attnmarkov.estimate.likelihood import curvature, evaluate
+from attnmarkov.estimate.likelihood import curvature, evaluate, total_objective
 from attnmarkov.estimate.newton import newton
+from attnmarkov.estimate.prior import Prior, as_prior
 from attnmarkov.estimate.result import Fit
-from attnmarkov.estimate.status import Status
+from attnmarkov.estimate.status import Solution, Status
 from attnmarkov.model.ccmc import CCMC
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import optax
+    from jaxtyping import Array, Key
     from numpy.typing import ArrayLike
 
+    from attnmarkov.model.contexts import Context
     from attnmarkov.prompts.batch import Prompts
 
 _MAX_ITERATIONS = {"newton": 100, **MAX_ITERATIONS}
+_MAX_STEPS = 20_000  # of minibatches
 _TOLERANCE = {"float32": 4e-8, "float64": 1e-10}
 
 
@@ -40,21 +44,26 @@ def fit(
     y: ArrayLike | Sequence[int],
     solver: str | optax.GradientTransformation = "newton",
     *,
-    prior: float | None = None,
+    prior: float | Prior | None = None,
+    weights: ArrayLike | None = None,
+    context: Context | None = None,
+    row_groups: ArrayLike | None = None,
+    batch_size: int | None = None,
+    key: Key[Array, ""] | None = None,
     tolerance: float | None = None,
     max_iterations: int | None = None,
 ) -> Fit:
     """Fit a CCMC to prompts and the tokens that followed them.
 
-    Minimises ``Σ_i −log P_S(y_i | X_i) + prior/2 ‖S‖²_F``. The first term is convex and splits
+    Minimises ``Σ_i −w_i log P_S(y_i | X_i) + penalty(S)``. The first term is convex and splits
     into K problems, one per last token, each with a unique solution per component of its
     co-occurrence graph when the data are not separated ([CCMC], consistency). Whether that holds
     is decided from the data and reported in ``status``, ``separated`` and ``components``; the
     solver's behaviour has no say in it.
 
-    Works under jit and vmap over ``(prompts, y)`` (and ``prior``, ``tolerance``,
-    ``max_iterations``); inputs are checked only where they are concrete. Newton takes O(nK²) per
-    iteration, the others O(nK); memory is O(nK + K³).
+    Works under jit and vmap over ``(prompts, y)`` and the keyword arguments; inputs are checked
+    only where they are concrete. Newton takes O(nK²) per iteration, the others O(nK); memory is
+    O(nK + K³).
 
     Args:
         prompts: n prompts over K tokens.
@@ -64,10 +73,24 @@ def fit(
             sum over rows of the loss per label. Keep the object: a new one compiles anew.
             Adam's rate falls from 0.1 to 0.001 over 4000 iterations and stays there, whatever
             ``max_iterations``.
-        prior: Precision τ >= 0 of independent Gaussians on the centred logits; None is 0.
+        prior: A :class:`~attnmarkov.estimate.Prior`, or the precision τ >= 0 of independent
+            Gaussians on the centred logits; None is none.
+        weights: (n,) how often each prompt and label counts, finite and >= 0; None is once. A
+            whole number is the same as that many copies. What has weight 0 is padding: it may
+            hold anything and changes nothing.
+        context: How positions are weighed, as in :func:`attnmarkov.rollout`; its weights are
+            known, not learned. None is the full context.
+        row_groups: (K,) ids in 0..K-1. Rows with the same id share their logits: all zeros is a
+            model in which the query does not matter. None is a row of its own for each token.
+        batch_size: Prompts in a minibatch, for a first-order solver; None is the full batch. The
+            optimum is the same: a step on a minibatch is corrected by the full gradient of its
+            epoch's beginning (SVRG, Johnson and Zhang 2013), which the stopping rule reads too,
+            so that a constant rate converges. Fixed under jit.
+        key: A typed JAX key for the minibatches; step ``t`` depends on ``(key, t)`` alone.
         tolerance: Largest entry allowed in the gradient of any row's loss per label. By default
             4e-8 in float32 and 1e-10 in float64.
-        max_iterations: By default 100 for newton, 500 for lbfgs, 4000 for the others.
+        max_iterations: By default 100 for newton, 500 for lbfgs, 4000 for the others, and 20000
+            steps with minibatches.
 
     Returns:
         A :class:`Fit`.
@@ -75,7 +98,9 @@ def fit(
     Raises:
         ValueError: If the solver is unknown, there is no prompt, ``y`` does not have shape (n,)
             or holds something other than token ids, a label does not stand in its prompt (the
-            row and label are named), or a number is out of range.
+            row and label are named) or in its context, the context can't take the prompts,
+            minibatches are asked of newton or lbfgs or without a key, or a number is out of
+            range.
 
     >>> from attnmarkov.prompts.batch import Prompts
     >>> prompts = Prompts.from_tokens([[0, 1, 0]] * 4 + [[0, 1]] * 2, 2)
@@ -87,72 +112,109 @@ def fit(
     """
     _check.solver(solver, _MAX_ITERATIONS)
     _check.prompts(prompts)
-    labels = _check.labels(prompts, y)
+    weights = _check.sample_weights(prompts, weights)
+    log_counts = _check.offsets(prompts, context)
+    labels = _check.labels(prompts, y, weights, log_counts)
+    prior = as_prior(prior)
+    prior.check(prompts.num_tokens)
     dtype = jnp.result_type(float)
     if tolerance is None:
         tolerance = _TOLERANCE[str(dtype)]
+    batch_size = _check.minibatch(solver, batch_size, key)
     if max_iterations is None:
         name = solver if isinstance(solver, str) else "adam"
-        max_iterations = _MAX_ITERATIONS[name]
-    _check.limits(prior, tolerance, max_iterations)
+        max_iterations = _MAX_ITERATIONS[name] if batch_size is None else _MAX_STEPS
+    _check.limits(tolerance, max_iterations)
     return _fit(
         prompts.counts,
         prompts.last,
         labels,
-        jnp.asarray(0.0 if prior is None else prior, dtype),
+        weights,
+        log_counts,
+        _check.row_groups(prompts, row_groups),
+        prior.over(prompts.num_tokens, dtype),
         jnp.asarray(tolerance, dtype),
         jnp.asarray(max_iterations, jnp.int32),
+        key,
         solver=solver,
+        batch_size=batch_size,
     )
 
 
-@partial(jax.jit, static_argnames="solver")
+@partial(jax.jit, static_argnames=("solver", "batch_size"))
 def _fit(
     counts: jax.Array,
     last: jax.Array,
     y: jax.Array,
-    prior: jax.Array,
+    weights: jax.Array | None,
+    log_counts: jax.Array | None,
+    groups: jax.Array | None,
+    prior: Prior,
     tolerance: jax.Array,
     max_iterations: jax.Array,
+    key: jax.Array | None,
     *,
     solver: str | optax.GradientTransformation,
+    batch_size: int | None,
 ) -> Fit:
-    blocks = blocks_of(counts, last, y)
+    blocks = blocks_of(counts, last if groups is None else groups[last], y, weights, log_counts)
     components = cooccurrence_components(blocks)
     finite = has_finite_maximum(blocks, components)
+    # With a prior the whole row is identified: by the prior alone between components.
+    joined = jnp.where(prior.is_proper, 0, components)
     if solver == "newton":
-        solution = newton(blocks, components, prior, tolerance, max_iterations)
+        solution = newton(blocks, joined, prior, tolerance, max_iterations)
     else:
         transform = named(solver) if isinstance(solver, str) else solver
-        solution = minimise(transform, blocks, prior, tolerance, max_iterations)
-    projector = component_projector(components).astype(solution.logits.dtype)
+        start = jnp.zeros((blocks.num_tokens, blocks.num_tokens), blocks.weight.dtype)
+        limits = tolerance, max_iterations
+        if batch_size is None or key is None:
+            solution = Solution(
+                *minimise(transform, total_objective, start, *limits, blocks, prior)
+            )
+        else:
+            solution = minimise_minibatch(transform, blocks, prior, key, batch_size, *limits)
+    projector = component_projector(joined).astype(solution.logits.dtype)
     logits = solution.logits - jnp.einsum("kab,kb->ka", projector, solution.logits)
 
-    at = evaluate(blocks, logits, jnp.zeros_like(prior))
-    n = counts.shape[0]
+    at = evaluate(blocks, logits, None)
+    per_row = blocks.labels_per_row()
+    n = per_row.sum()
+    counted = jnp.ones_like(y, bool) if weights is None else weights > 0
     known_token = (y >= 0) & (y < blocks.num_tokens)
-    chosen = jnp.take_along_axis(counts, y[:, None], axis=1, mode="clip")[:, 0]
-    chosen = jnp.where(known_token, chosen, 0).astype(logits.dtype)
-    nll = (at.loss * blocks.labels_per_row()).sum() / n - jnp.log(chosen).mean()
+    log_n = jnp.log(counts.astype(logits.dtype)) if log_counts is None else log_counts
+    chosen = jnp.take_along_axis(log_n, y[:, None], axis=1, mode="clip")[:, 0]
+    chosen = jnp.where(counted, jnp.where(known_token, chosen, -jnp.inf), 0)
+    if weights is not None:
+        chosen = jnp.where(counted, chosen * weights, 0)
+    nll = ((at.loss * per_row).sum() - chosen.sum()) / n
 
-    # With a prior the whole row is identified: by the prior alone between components.
-    joined = jnp.where(prior > 0, 0, components)
-    elimination = eliminate(curvature(blocks, at.probs), prior)
+    elimination = eliminate(curvature(blocks, at.probs) + prior.laplacian(logits), prior.precision)
     variance = pseudo_inverse_diagonal(elimination, joined)
     alone = (joined[:, :, None] == joined[:, None, :]).sum(-1) == 1
-    known = ~alone & (finite | (prior > 0))
+    known = ~alone & (finite | prior.is_proper)
+    errors = jnp.where(known, jnp.sqrt(variance), jnp.nan)
+    used = jnp.ones(blocks.num_tokens, bool)
+    if groups is not None:
+        used = jnp.zeros_like(used).at[groups].set(True)
+    identified = (components != jnp.arange(blocks.num_tokens)) & used[:, None]
+
+    def by_token(x: jax.Array) -> jax.Array:
+        return x if groups is None else x[groups]
+
     return Fit(
-        model=CCMC(logits),
+        model=CCMC(by_token(logits)),
         status=Status.decide(
-            finite=known_token.all() & jnp.isfinite(nll) & jnp.isfinite(logits).all(),
+            finite=jnp.isfinite(nll) & jnp.isfinite(logits).all(),
             solved=solution.converged,
-            separated=~finite.all() & ~(prior > 0),
-            identified=(components == 0).all() | (prior > 0),
+            separated=~(finite.all() | prior.is_proper),
+            identified=(by_token(components) == 0).all() | prior.is_proper,
         ),
         nll=nll,
-        loss=nll + prior / (2 * n) * (logits**2).sum(),
+        loss=nll + (prior.penalty(logits) * used).sum() / n,
         iterations=solution.iterations,
-        standard_errors=jnp.where(known, jnp.sqrt(variance), jnp.nan),
-        components=components,
-        separated=~finite.all(-1),
+        standard_errors=by_token(errors),
+        components=by_token(components),
+        separated=by_token(~finite.all(-1)),
+        num_parameters=identified.sum(),
     )

@@ -80,6 +80,19 @@ def component_projector(components: Int[Array, "row token"]) -> jax.Array:
     return same / same.sum(-1, keepdims=True)
 
 
+def contrast_basis(components: Int[Array, "row token"]) -> jax.Array:
+    """(K, K, K): orthonormal contrasts within the components of each row.
+
+    ``[k, a]`` is 0 if ``a`` is the least token of its component, and else Helmert's contrast of
+    ``a`` with the lesser tokens of its component.
+    """
+    size = components.shape[-1]
+    lesser = components[:, :, None] == components[:, None, :]
+    lesser &= jnp.arange(size)[:, None] > jnp.arange(size)
+    m = lesser.sum(-1, keepdims=True)
+    return (m * jnp.eye(size) - lesser) / jnp.sqrt(jnp.maximum(m * (m + 1), 1))
+
+
 def _to_fixed_point(sweep, start):
     """Apply ``sweep`` until nothing changes."""
 

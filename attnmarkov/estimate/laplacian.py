@@ -89,10 +89,45 @@ def pseudo_inverse_diagonal(
 
     Infinite over a component that the weights do not hold together.
     """
+    factor, tied = _factors(elimination, components)
+    squared = factor**2
+    return jnp.where(squared > 0, squared / tied[:, None, :], 0).sum(-1)
+
+
+def largest_variance(
+    elimination: Elimination, components: Int[Array, "row token"]
+) -> Float[Array, " row"]:
+    """Largest eigenvalue of the pseudo-inverse of every row: its worst contrast's variance.
+
+    One over the algebraic connectivity where the row is one component. 0 if there is no
+    contrast, infinite if the weights do not hold a component together.
+    """
+    factor, tied = _factors(elimination, components)
+    least = jnp.where((factor != 0).any(1), tied, jnp.inf).min(-1)  # so that no 1/tied overflows
+    sound = (least > 0) & (least < jnp.inf)
+    root = factor * jnp.sqrt(jnp.where(sound, least, 1)[:, None] / tied)[:, None, :]
+    root = jnp.where(sound[:, None, None], root, 0)
+    gram = jnp.einsum("kaj,kal->kjl", root, root, precision=jax.lax.Precision.HIGHEST)
+    top = jnp.maximum(jnp.linalg.eigvalsh(gram)[:, -1], 0)
+    return jnp.where(least > 0, top / least, jnp.inf)
+
+
+def trace_against(
+    elimination: Elimination, components: Int[Array, "row token"], other: jax.Array
+) -> Float[Array, ""]:
+    """``tr(L H⁺)`` summed over rows, for Laplacians ``L`` (K, K, K) within the components."""
+    factor, tied = _factors(elimination, components)
+    product = jnp.einsum("kab,kbj->kaj", other, factor, precision=jax.lax.Precision.HIGHEST)
+    form = jnp.maximum((factor * product).sum(1), 0)
+    return jnp.where(form > 0, form / tied, 0).sum()
+
+
+def _factors(
+    elimination: Elimination, components: Int[Array, "row token"]
+) -> tuple[jax.Array, jax.Array]:
+    """``F`` (K, K, K) and ``d`` (K, K) with the pseudo-inverse ``F diag(1/d) Fᵀ`` of each row."""
     visits, pivot = elimination
     projector = component_projector(components).astype(visits.dtype)
     mean = jnp.einsum("kab,kbj->kaj", projector, visits, precision=jax.lax.Precision.HIGHEST)
-    contrast = (visits - mean) ** 2
     least = components == jnp.arange(pivot.shape[-1])
-    tied = jnp.where(pivot > 0, pivot, jnp.where(least, jnp.inf, 0))
-    return jnp.where(contrast > 0, contrast / tied[:, None, :], 0).sum(-1)
+    return visits - mean, jnp.where(pivot > 0, pivot, jnp.where(least, jnp.inf, 0))

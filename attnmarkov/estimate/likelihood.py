@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from attnmarkov.estimate._blocks import Blocks
+    from attnmarkov.estimate.prior import Prior
 
 
 class Evaluation(NamedTuple):
@@ -32,35 +33,39 @@ def laws(blocks: Blocks, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return weights / total, top + jnp.log(total)
 
 
-def evaluate(blocks: Blocks, logits: jax.Array, prior: jax.Array) -> Evaluation:
-    """The objective ``(Σ_i ℓ_i(S[k]) + prior/2 ‖S[k]‖²) / n_k`` of every row ``k``.
+def evaluate(blocks: Blocks, logits: jax.Array, prior: Prior | None) -> Evaluation:
+    """The objective ``(Σ_i w_i ℓ_i(S[k]) + penalty(S[k])) / n_k`` of every row ``k``.
 
     ``ℓ = −S[k, y] + log Σ_j n_j e^{S[k, j]}``: the constant ``−log n_y`` is left out. Dividing by
-    the row's number of labels ``n_k`` (1 if none) leaves the optimum where it is and puts all
-    rows on one scale. The gradient sums the residuals ``p − 1_y``, so that nothing cancels.
+    the row's number of labels ``n_k = Σ_i w_i`` (1 if none) leaves the optimum where it is and
+    puts all rows on one scale. The gradient sums the residuals ``p − 1_y``, so that nothing
+    cancels.
     """
     probs, normaliser = laws(blocks, logits)
     is_label = blocks.is_label
     own = logits[blocks.row][:, None, :]
     label_score = jnp.where(is_label, own, 0).sum(-1)
     loss = ((normaliser[..., 0] - label_score) * blocks.weight).sum(-1)
-    residual = ((probs - is_label) * blocks.weight[..., None]).sum(1)
-    scale = 1 / jnp.maximum(blocks.labels_per_row(), 1)
-    penalty = prior / 2 * (logits**2).sum(-1)
-    return Evaluation(
-        loss=scale * (blocks.sum_by_row(loss) + penalty),
-        gradient=scale[:, None] * (blocks.sum_by_row(residual) + prior * logits),
-        probs=probs,
-    )
+    loss = blocks.sum_by_row(loss)
+    gradient = blocks.sum_by_row(((probs - is_label) * blocks.weight[..., None]).sum(1))
+    if prior is not None:
+        loss, gradient = loss + prior.penalty(logits), gradient + prior.gradient(logits)
+    scale = scale_of_rows(blocks.labels_per_row())
+    return Evaluation(scale * loss, scale[:, None] * gradient, probs)
+
+
+def scale_of_rows(labels_per_row: jax.Array) -> jax.Array:
+    """What each row's summed loss is multiplied by, (K,): one over its labels, 1 if none."""
+    return jnp.where(labels_per_row > 0, 1 / jnp.where(labels_per_row > 0, labels_per_row, 1), 1)
 
 
 @jax.custom_vjp
-def total_objective(logits: jax.Array, blocks: Blocks, prior: jax.Array) -> jax.Array:
+def total_objective(logits: jax.Array, blocks: Blocks, prior: Prior | None) -> jax.Array:
     """The sum of the row objectives of :func:`evaluate`: one scalar for first-order solvers."""
     return evaluate(blocks, logits, prior).loss.sum()
 
 
-def _forward(logits: jax.Array, blocks: Blocks, prior: jax.Array):
+def _forward(logits: jax.Array, blocks: Blocks, prior: Prior | None):
     at = evaluate(blocks, logits, prior)
     return at.loss.sum(), at.gradient
 
@@ -82,7 +87,7 @@ def curvature(blocks: Blocks, probs: jax.Array) -> Float[Array, "row token token
     """
     size = blocks.num_tokens
     step = min(blocks.row.shape[0], blocks_together(size))
-    weighted = probs * jnp.sqrt(blocks.weight)[..., None]  # weights are 0 or 1, or counts
+    weighted = probs * jnp.sqrt(blocks.weight)[..., None]
 
     def add(total: jax.Array, part: tuple[jax.Array, jax.Array]):
         p, row = part

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
 
 from attnmarkov.estimate.graphs import component_projector
-from attnmarkov.estimate.likelihood import curvature, evaluate
+from attnmarkov.estimate.likelihood import curvature, evaluate, scale_of_rows
 from attnmarkov.estimate.status import Solution
 
 if TYPE_CHECKING:
     from attnmarkov.estimate._blocks import Blocks
+    from attnmarkov.estimate.prior import Prior
 
 _LARGEST_STEP = 8.0  # in nats; only separated data ask for more
 _SUFFICIENT = 1e-4  # Armijo's constant
@@ -32,7 +33,7 @@ def regular(hessian: jax.Array, projector: jax.Array) -> tuple[jax.Array, jax.Ar
 def newton(
     blocks: Blocks,
     components: jax.Array,
-    prior: jax.Array,
+    prior: Prior,
     tolerance: jax.Array,
     max_iterations: jax.Array,
 ) -> Solution:
@@ -46,13 +47,14 @@ def newton(
     size, dtype = blocks.num_tokens, blocks.weight.dtype
     eps = jnp.finfo(dtype).eps
     projector = component_projector(components).astype(dtype)
-    scale = 1 / jnp.maximum(blocks.labels_per_row(), 1)
+    scale = scale_of_rows(blocks.labels_per_row())
     identity = jnp.eye(size, dtype=dtype)
 
     def look(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Loss, gradient and Newton direction of every row."""
         at = evaluate(blocks, logits, prior)
-        hessian = scale[:, None, None] * (curvature(blocks, at.probs) + prior * identity)
+        hessian = curvature(blocks, at.probs) + prior.laplacian(logits)
+        hessian = scale[:, None, None] * (hessian + prior.precision * identity)
         matrix, level = regular(hessian, projector)
         ridge = 8 * eps * level
         factor = jnp.linalg.cholesky(matrix + ridge[..., None] * identity)

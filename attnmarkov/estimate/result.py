@@ -24,20 +24,24 @@ class Fit:
     Under vmap every array has leading batch axes.
 
     Attributes:
-        model: The fitted CCMC. Logits sum to zero over every component of every row; tokens
-            without data in a row have logit 0. Nothing is masked.
+        model: The fitted CCMC. Logits sum to zero over every component of every row (with a
+            prior, over every row); without a prior, tokens without data in a row have logit 0.
+            Nothing is masked.
         status: How the fit ended, a code; ``str(fit.status)`` is a sentence.
         nll: Mean negative log-likelihood per label, in nats, without the penalty.
-        loss: What was minimised, per label: ``nll + prior/(2n) ‖S‖²_F``.
+        loss: What was minimised, per label: ``nll`` plus the prior's penalty over the number of
+            labels.
         iterations: Iterations taken (of the slowest row, for newton).
         standard_errors: (K, K) of ``model.logits``: the square root of the diagonal of the
             pseudo-inverse of the observed information on the identifiable space. NaN for a token
             alone in its component and where the component has no finite maximum. With a prior,
             of the posterior's curvature on centred rows: a logit the data say nothing of gets
-            the prior's own spread.
+            the prior's own spread. Weights count as copies.
         components: (K, K) int32; ``[k, a]`` is the least token in the component of token ``a``
             in the co-occurrence graph of row ``k``. Logits of one row compare only within one.
         separated: (K,) bool, rows whose likelihood has no finite maximum.
+        num_parameters: How many parameters the data identify: tokens less components, summed
+            over the rows (over the groups of rows that share their logits).
     """
 
     model: CCMC
@@ -48,6 +52,7 @@ class Fit:
     standard_errors: Float[Array, "row token"]
     components: Int[Array, "row token"]
     separated: Bool[Array, " row"]
+    num_parameters: Int[Array, ""]
 
     def __repr__(self) -> str:
         """How the fit ended, its loss, and the rows to distrust."""

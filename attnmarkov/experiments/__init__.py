@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 REGISTRY: dict[str, str] = {
     "sample-complexity": "attnmarkov.experiments.sample_complexity:SampleComplexity",
+    "coverage-threshold": "attnmarkov.experiments.coverage_threshold:CoverageThreshold",
     "winner-takes-all": "attnmarkov.experiments.winner_takes_all:WinnerTakesAll",
 }
 

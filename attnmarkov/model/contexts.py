@@ -154,9 +154,20 @@ class Context(abc.ABC):
         >>> DecayContext(0.5).weighted_counts(prompts).tolist()
         [[0.625, 0.25, 1.0], [0.0, 1.5, 0.0]]
         """
+        return jnp.exp(self.log_weighted_counts(prompts))
+
+    def log_weighted_counts(self, prompts: Prompts) -> Float[Array, "prompt token"]:
+        """Logarithms of :meth:`weighted_counts`, which neither overflow nor underflow.
+
+        Returns:
+            (n, K) float32; minus infinity for tokens outside the context.
+
+        Raises:
+            ValueError: As :meth:`check` and :meth:`check_prompts`.
+        """
         self.check()
         self.check_prompts(prompts)
-        return _weighted_counts(self, prompts)
+        return _log_weighted_counts(self, prompts)
 
     def __repr__(self) -> str:
         """The parameters, arrays by their shape."""
@@ -205,6 +216,13 @@ class FullContext(_ByLag):
         self.check()
         counts = jnp.asarray(prompts.counts, float)
         return jnp.where(counts > 0, counts**self.exponent, 0)
+
+    def log_weighted_counts(self, prompts: Prompts) -> Float[Array, "prompt token"]:
+        """From the counts alone; see :meth:`Context.log_weighted_counts`."""
+        self.check()
+        counts = jnp.asarray(prompts.counts, float)
+        log_n = jnp.log(jnp.where(counts > 0, counts, 1))
+        return jnp.where(counts > 0, self.exponent * log_n, -jnp.inf)
 
 
 @jax.tree_util.register_dataclass
@@ -316,6 +334,6 @@ def _add_up(num_tokens: int, log_weights: jax.Array, tokens: jax.Array) -> jax.A
 
 
 @jax.jit
-def _weighted_counts(context: Context, prompts: Prompts) -> jax.Array:
+def _log_weighted_counts(context: Context, prompts: Prompts) -> jax.Array:
     tokens, lengths = jnp.asarray(prompts.tokens), jnp.asarray(prompts.lengths)
-    return jnp.exp(context.token_log_weights(tokens, lengths, prompts.last, prompts.num_tokens))
+    return context.token_log_weights(tokens, lengths, prompts.last, prompts.num_tokens)
