@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from functools import partial
+from typing import Any
 
 import estimate_oracles as oracle
 import jax
@@ -213,13 +214,14 @@ def test_bad_input(key):
     fits = by_hand(np.arange(19.0), 1.0)
     other = am.Prompts.from_tokens([[0, 1]], 2)
     run = partial(bootstrap_trajectory, fit)
+    wrong: Any = bootstrap
     for match, call in {
-        "key: expected a typed key": lambda: bootstrap(fit, prompts, 0),
+        "key: expected a typed key": lambda: wrong(fit, prompts, 0),
         "num_replicates: must be at least 1, got 0": lambda: bootstrap(fit, prompts, key, 0),
         "contrasts: entry 0 compares": lambda: bootstrap(
             fit, prompts, key, 9, contrasts=[(0, 1, 1)]
         ),
-        "prompts: expected Prompts": lambda: bootstrap(fit, None, key),
+        "prompts: expected Prompts": lambda: wrong(fit, None, key),
         "fit: has logits of shape": lambda: bootstrap(fit, other, key),
         "level: 0.95 needs at least 39 replicates, there are 19": lambda: fits.interval(),
         "level: must lie in": lambda: fits.interval(1.0),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import estimate_oracles as oracle
 import jax
 import jax.numpy as jnp
@@ -318,7 +320,8 @@ def test_score_information_estimates_the_fisher_information():
 def test_information_of_labels_refuses_bad_input():
     model, prompts = am.CCMC.from_logits(np.zeros((2, 2))), am.Prompts.from_tokens([[0, 1]], 2)
     large = am.CCMC.from_logits(np.zeros((3, 3)))
-    for function in (observed_information, score_information):
+    functions: tuple[Any, ...] = (observed_information, score_information)
+    for function in functions:
         with pytest.raises(ValueError, match="prompts: expected Prompts"):
             function(model, [[0, 1]], [0])
         with pytest.raises(ValueError, match="model: has logits"):

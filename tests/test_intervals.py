@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import estimate_oracles as oracle
 import jax
@@ -89,7 +90,7 @@ def check_ends(result, data, near):
         error = float(result.standard_error[i])
         scale = error if np.isfinite(error) else 1.0
         for side, end in ((-1, result.low[i]), (1, result.high[i])):
-            Row(*data, k).check(a, b, side, end, near * scale)
+            Row(data[0], data[1], data[2], k).check(a, b, side, end, near * scale)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -140,7 +141,7 @@ def test_the_level_sets_the_ends():
         k, a, b = CONTRASTS[4]
         quantile = np.sqrt(stats.chi2.isf(1 - level, 1))
         for side, end in ((-1, result.low[4]), (1, result.high[4])):
-            Row(*data, k).check(a, b, side, end, 1e-4, quantile)
+            Row(data[0], data[1], data[2], k).check(a, b, side, end, 1e-4, quantile)
         result = of(*data, method="wald", level=level)
         np.testing.assert_allclose(
             result.high - result.estimate, quantile * result.standard_error, rtol=1e-5
@@ -163,9 +164,11 @@ def sandwich(logits, counts, last, y, contrasts):
 def test_wald_and_robust_against_pseudo_inverses():
     _, prompts, y = oracle.well_posed("wald", 4, 8, 200)
     data = arrays(prompts, y)
-    exact = oracle.maximum(*data)
+    exact = oracle.maximum(data[0], data[1], data[2])
     estimate = exact[CONTRASTS[:, 0], CONTRASTS[:, 1]] - exact[CONTRASTS[:, 0], CONTRASTS[:, 2]]
-    for method, variance in zip(("wald", "robust"), sandwich(exact, *data, CONTRASTS), strict=True):
+    for method, variance in zip(
+        ("wald", "robust"), sandwich(exact, data[0], data[1], data[2], CONTRASTS), strict=True
+    ):
         result = of(*data, method=method)
         np.testing.assert_allclose(result.estimate, estimate, atol=1e-5)
         np.testing.assert_allclose(result.standard_error, np.sqrt(variance), rtol=1e-4)
@@ -366,7 +369,7 @@ def test_robust_intervals_cover_the_nearest_model_of_other_labels():
     @partial(jax.jit, static_argnames="method")
     def hits(key, held, method):
         def one(key):
-            many = jnp.where(jax.random.bernoulli(key, shape=1000), last, other)
+            many = jnp.where(jax.random.bernoulli(key, shape=(1000,)), last, other)
             prompts = am.Prompts(held + 8 * jax.nn.one_hot(many, 4, dtype=int), jnp.asarray(last))
             y = truth.sample(key, am.Prompts(held, prompts.last))
             result = intervals(am.fit(prompts, y), prompts, y, contrasts, method=method)
@@ -428,7 +431,8 @@ def test_bad_input():
     _, prompts, y = oracle.well_posed("bad", 4, 8, 60)
     fit = am.fit(prompts, y)
     small = am.Prompts.from_tokens([[0, 1]], 2)
-    run = partial(intervals, fit, prompts, y)
+    run: Any = partial(intervals, fit, prompts, y)
+    wrong: Any = intervals
     for match, call in {
         "method: unknown method 'score'": lambda: run(method="score"),
         r"level: must lie in \(0, 1\), got 95": lambda: run(level=95),
@@ -438,7 +442,7 @@ def test_bad_input():
         "contrasts: entry 1 compares token 2 with itself": lambda: run([(0, 1, 0), (1, 2, 2)]),
         "contrasts: expected integers": lambda: run([(0.5, 1, 2)]),
         "key: the bootstrap needs a key": lambda: run(method="bootstrap"),
-        "prompts: expected Prompts": lambda: intervals(fit, [[0, 1]], y),
+        "prompts: expected Prompts": lambda: wrong(fit, [[0, 1]], y),
         r"fit has logits|fit: has logits of shape \(4, 4\)": lambda: intervals(fit, small, [0]),
         r"y: expected shape \(60,\)": lambda: intervals(fit, prompts, y[:5]),
         "fit: did not converge": lambda: intervals(

@@ -1,5 +1,6 @@
 """Learning a CCMC from prompts: what they identify, the estimate, and how sure it is."""
 
+from attnmarkov.estimate.attention import AttentionFit, fit_attention
 from attnmarkov.estimate.bootstrap import BootstrapFits, bootstrap, bootstrap_trajectory
 from attnmarkov.estimate.coverage import Coverage, coverage
 from attnmarkov.estimate.existence import maximum_exists
@@ -11,6 +12,7 @@ from attnmarkov.estimate.fisher import (
     score_information,
 )
 from attnmarkov.estimate.fit import fit
+from attnmarkov.estimate.implicit_bias import GraphSVM, Path, gradient_descent_path, graph_svm
 from attnmarkov.estimate.intervals import Intervals, intervals
 from attnmarkov.estimate.likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
 from attnmarkov.estimate.planning import prompts_needed
@@ -20,12 +22,15 @@ from attnmarkov.estimate.risk import excess_risk
 from attnmarkov.estimate.status import Status
 
 __all__ = [
+    "AttentionFit",
     "BootstrapFits",
     "Coverage",
     "Fit",
+    "GraphSVM",
     "InformationTrace",
     "Intervals",
     "LikelihoodRatioTest",
+    "Path",
     "Prior",
     "Status",
     "bootstrap",
@@ -34,6 +39,9 @@ __all__ = [
     "excess_risk",
     "fisher_information",
     "fit",
+    "fit_attention",
+    "gradient_descent_path",
+    "graph_svm",
     "information_trace",
     "intervals",
     "likelihood_ratio_test",
