@@ -428,7 +428,7 @@ def test_the_table():
 
 
 def test_bad_input():
-    _, prompts, y = oracle.well_posed("bad", 4, 8, 60)
+    _, prompts, y = oracle.well_posed("bad", 4, 8, 200)
     fit = am.fit(prompts, y)
     small = am.Prompts.from_tokens([[0, 1]], 2)
     run: Any = partial(intervals, fit, prompts, y)
@@ -444,7 +444,7 @@ def test_bad_input():
         "key: the bootstrap needs a key": lambda: run(method="bootstrap"),
         "prompts: expected Prompts": lambda: wrong(fit, [[0, 1]], y),
         r"fit has logits|fit: has logits of shape \(4, 4\)": lambda: intervals(fit, small, [0]),
-        r"y: expected shape \(60,\)": lambda: intervals(fit, prompts, y[:5]),
+        r"y: expected shape \(200,\)": lambda: intervals(fit, prompts, y[:5]),
         "fit: did not converge": lambda: intervals(
             am.fit(prompts, y, max_iterations=1), prompts, y
         ),
