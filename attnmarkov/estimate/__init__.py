@@ -2,6 +2,7 @@
 
 from attnmarkov.estimate.attention import AttentionFit, fit_attention
 from attnmarkov.estimate.bootstrap import BootstrapFits, bootstrap, bootstrap_trajectory
+from attnmarkov.estimate.budget import BudgetComparison, learn_with_budget
 from attnmarkov.estimate.coverage import Coverage, coverage
 from attnmarkov.estimate.existence import maximum_exists
 from attnmarkov.estimate.fisher import (
@@ -13,22 +14,29 @@ from attnmarkov.estimate.fisher import (
 )
 from attnmarkov.estimate.fit import fit
 from attnmarkov.estimate.implicit_bias import GraphSVM, Path, gradient_descent_path, graph_svm
+from attnmarkov.estimate.information_growth import InformationGrowth, information_growth
+from attnmarkov.estimate.information_rollout import rollout_information
 from attnmarkov.estimate.intervals import Intervals, intervals
+from attnmarkov.estimate.learnable import LearnableContrasts, learnable_contrasts
 from attnmarkov.estimate.likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
 from attnmarkov.estimate.planning import prompts_needed
 from attnmarkov.estimate.prior import Prior
 from attnmarkov.estimate.result import Fit
 from attnmarkov.estimate.risk import excess_risk
 from attnmarkov.estimate.status import Status
+from attnmarkov.estimate.trajectory import fit_trajectory, trajectory_prompts
 
 __all__ = [
     "AttentionFit",
     "BootstrapFits",
+    "BudgetComparison",
     "Coverage",
     "Fit",
     "GraphSVM",
+    "InformationGrowth",
     "InformationTrace",
     "Intervals",
+    "LearnableContrasts",
     "LikelihoodRatioTest",
     "Path",
     "Prior",
@@ -40,13 +48,19 @@ __all__ = [
     "fisher_information",
     "fit",
     "fit_attention",
+    "fit_trajectory",
     "gradient_descent_path",
     "graph_svm",
+    "information_growth",
     "information_trace",
     "intervals",
+    "learn_with_budget",
+    "learnable_contrasts",
     "likelihood_ratio_test",
     "maximum_exists",
     "observed_information",
     "prompts_needed",
+    "rollout_information",
     "score_information",
+    "trajectory_prompts",
 ]
