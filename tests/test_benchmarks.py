@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import estimate_oracles as oracle
 import numpy as np
 import pytest
 from oracles import assert_law, markov_law, trajectory_law
@@ -177,3 +178,35 @@ def test_all_of_it_runs(tmp_path):
         if line.startswith("## ") and "Compilation" not in line and "Not measured" not in line
     }
     assert any(row["peer"] == "vmap + scan" for row in made["rows"])
+
+
+def fitted(name, prompts, y):
+    counts, last, labels = (np.asarray(x) for x in (prompts.counts, prompts.last, y))
+    if name == "scipy":
+        from benchmarks.peers import scipy_fit
+
+        return scipy_fit.fit(counts, last, labels)
+    if name == "statsmodels":
+        from benchmarks.peers import statsmodels_fit
+
+        return statsmodels_fit.fit(counts, last, labels)
+    from benchmarks.peers import choix_fit
+
+    return choix_fit.fit(choix_fit.rows(np.asarray(prompts.tokens), labels, 3), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "within"),
+    [
+        ("scipy", "scipy", 1e-5),
+        ("mm_top1", "choix", 1e-4),
+        ("ilsr_top1", "choix", 1e-4),
+        ("statsmodels", "statsmodels", 1e-3),
+    ],
+)
+def test_fits_of_the_peers(name, package, within):
+    pytest.importorskip(package)
+    _, prompts, y = oracle.well_posed("peers", 3, 8, 300)
+    counts, last, labels = (np.asarray(x) for x in (prompts.counts, prompts.last, y))
+    exact = oracle.maximum(counts, last, labels)
+    np.testing.assert_allclose(fitted(name, prompts, y), exact, atol=within)

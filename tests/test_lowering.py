@@ -12,7 +12,15 @@ from engine_cases import LANE_MAJOR
 import attnmarkov as am
 from attnmarkov._wide import Wide
 from attnmarkov.model import DecayContext, FullContext, Greedy, LagContext, Sampling, WindowContext
-from attnmarkov.rollout import Summary, pallas, reference, rejection, scan, skip_ahead
+from attnmarkov.rollout import (
+    Summary,
+    _proposals,
+    pallas,
+    reference,
+    rejection,
+    scan,
+    skip_ahead,
+)
 from attnmarkov.rollout._memory import smallest_dtype
 from attnmarkov.rollout.law import Law
 
@@ -110,8 +118,15 @@ def test_skip_ahead_lowers(platform, size):
 def test_rejection_lowers(platform, size):
     ids, lanes = jnp.zeros((LANES, 8), jnp.int32), jnp.zeros(LANES, jnp.int32)
     counts = jnp.ones((LANES, size), jnp.int32)
-    arguments = jnp.zeros((size, size)), SEEDS, ids, lanes, counts, lanes, jnp.int32(STEPS)
-    lowered(rejection._tokens, platform, *arguments, room=STEPS)
+    start = ids, lanes + 8, counts, lanes
+
+    def run(logits, seeds, ids, lengths, counts, last):
+        prompts = am.Prompts(counts, last, ids, lengths)
+        tables = _proposals.find_tables(logits, prompts)
+        own = ids, lengths, counts, last
+        return rejection._tokens(tables, seeds, *own, jnp.int32(STEPS), room=STEPS)
+
+    lowered(jax.jit(run), platform, jnp.zeros((size, size)), SEEDS, *start)
 
 
 def described(platform):

@@ -9,7 +9,8 @@ import pytest
 from oracles import assert_law, assert_poisson, trajectory_law
 
 import attnmarkov as am
-from attnmarkov.rollout import Pallas, Rejection, _engines, rejection
+from attnmarkov.rollout import Pallas, Rejection, _engines, _proposals, rejection
+from attnmarkov.rollout._remember import Remembered
 
 K = 60
 CONTEXT = [1, 1, 1, 7, 16, 17, 33, 59]
@@ -106,3 +107,81 @@ def test_bad_engine_objects():
         am.rollout(model, jax.random.key(0), [0], 5, engine=Rejection(max_lanes=0))
     with pytest.raises(ValueError, match="block: must be a power of two, got 48"):
         am.rollout(model, jax.random.key(0), [0], 5, engine=Pallas(block=48))
+
+
+# Only the last prompt is long enough to be proposed from by cells, and not after every query.
+CELLS = [
+    [0.02, 0.38, 0.3, 0.3, 0.0],
+    [0.5, 1e-3, 0.149, 0.35, 0.0],
+    [1e-3, 2e-3, 1e-3, 1e-3, 0.995],
+    [0.25, 0.25, 0.25, 0.25, 0.0],
+    [0.2, 0.2, 0.2, 0.2, 0.2],
+]
+MIXED = [[0, 1], [3, 3, 3, 3, 3, 0, 1], [0, 1, 1, 2, 2, 3, 3, 0, 3]]
+
+
+def test_law_of_prompts_proposed_by_cells(key):
+    prompts = am.Prompts.from_tokens(MIXED, 5)
+    model, runs, steps = am.CCMC.from_transition_matrix(CELLS), 30_000, 3
+    tables = _proposals.find_tables(model.logits, prompts)
+    assert tables.cells is not None
+    weight = np.asarray(tables.rows.weight)
+    few = np.max(prompts.counts, axis=1)[:, None] * weight < np.asarray(prompts.lengths)[:, None]
+    assert few.any(axis=1).tolist() == [False, False, True]
+    assert not few[2].all()
+    batch = prompts[np.repeat(np.arange(3), runs)]
+    tokens = am.rollout(model, key, batch, steps, len(batch), "rejection").tokens
+    for own, prompt in zip(np.split(np.asarray(tokens), 3), MIXED, strict=True):
+        assert_law(own, trajectory_law(CELLS, prompt, steps))
+
+
+def test_law_of_a_prompt_that_many_lanes_share(key):
+    model = am.CCMC.from_transition_matrix(CELLS)
+    shared = am.rollout(model, key, MIXED[2], 40, 6, "rejection")
+    own = am.rollout(model, key, [MIXED[2]] * 6, 40, 6, "rejection")
+    np.testing.assert_array_equal(shared.tokens, own.tokens)
+    beside = am.rollout(model, key, [MIXED[0]] + [MIXED[2]] * 5, 40, 6, "rejection")
+    np.testing.assert_array_equal(shared.tokens[1:], beside.tokens[1:])
+    inside = jax.jit(lambda m: am.rollout(m, key, MIXED[2], 40, 6, "rejection").tokens)
+    np.testing.assert_array_equal(shared.tokens, inside(model))
+
+
+@pytest.mark.parametrize("size", [1, 3, 64, 65, 200])
+def test_cells(key, size):
+    logits = jax.random.normal(key, (size, size)) * 3
+    logits = logits.at[0, size // 2 + 1 :].set(-jnp.inf)
+    rows = _proposals.find_rows(logits)
+    p = np.exp(np.asarray(logits, np.float64) - np.max(logits, axis=1, keepdims=True))
+    np.testing.assert_allclose(rows.p, p, rtol=2e-6)
+    scale = np.asarray(rows.scale)
+    cells = np.ceil(np.asarray(rows.p) * scale[:, None]).astype(int)
+    assert (cells.sum(axis=1) >= 1).all()
+    assert (cells.sum(axis=1) < 2 * size).all()
+    np.testing.assert_allclose(rows.weight, cells.sum(axis=1) / scale, rtol=1e-6)
+    for row, count in zip(np.asarray(_proposals._cells(rows)), cells, strict=True):
+        np.testing.assert_array_equal(row[: count.sum()], np.repeat(np.arange(size), count))
+
+
+def test_tables_are_found_once_and_go_with_the_model(key):
+    asked = []
+    found = Remembered(lambda x: asked.append(0) or float(x.sum()), 2)
+    first, second, third = (jnp.full(3, i) for i in range(3))
+    assert [found(x) for x in (first, first, second, first, second)] == [0, 0, 3, 0, 3]
+    assert len(asked) == 2
+    found(third)  # in the place of the first
+    assert [found(first), len(asked)] == [0, 4]
+    del first, second, third
+    assert found._known == {}
+    values = np.zeros(3)
+    assert found(values) == 0
+    values[:] = 1  # NumPy's arrays may change
+    assert found(values) == 3
+
+
+def test_too_many_tokens():
+    class Huge:
+        num_tokens = 50_000
+        context, is_plain, fits_float32 = am.FullContext(), True, True
+
+    law: Any = Huge()
+    assert "more than 46340 tokens" in str(Rejection().refusal(law, "counts"))

@@ -9,6 +9,7 @@ import numpy as np
 from attnmarkov.rollout import _devices
 from attnmarkov.rollout._memory import smallest_dtype
 from attnmarkov.rollout.law import SPREAD
+from attnmarkov.rollout.rejection import Rejection
 from attnmarkov.rollout.skip_ahead import SkipAhead
 from attnmarkov.rollout.summary import Summary
 from attnmarkov.rollout.urn import Urn
@@ -43,6 +44,9 @@ def memory(plan: Plan, num_steps: int | None = None) -> None:
         instead = "a shorter chunk"
         if num_steps is None:
             instead = "record='counts' or 'summary', or rollout_chunks"
+    if isinstance(plan.engine, Rejection):
+        need += plan.engine.tables(plan.law)
+        what += f" and tables of {size} x {size}"
     room = _devices.memory()
     if room is not None and 2 * need > room:  # parts are put together in a second copy
         raise ValueError(
@@ -69,10 +73,10 @@ def spread(law: Law, prompts: Prompts, engine: Engine) -> None:
 
 def reachable(law: Law, prompts: Prompts) -> None:
     """Raise if a reachable token has nothing to attend."""
+    if not law.masks:
+        return
     counts = np.asarray(prompts.counts)
     attends = np.isfinite(np.asarray(law.logits))
-    if attends.all():
-        return
     rows = np.unique(np.column_stack([counts > 0, np.asarray(prompts.last)]), axis=0)
     for row in rows:
         support, last = row[:-1].astype(bool), int(row[-1])

@@ -61,7 +61,9 @@ class Plan:
             index = np.arange(start, start + lanes)
             ids = jnp.asarray(self.first + index, jnp.uint32)
             seeds = _random.replicate_seeds(self.key, ids, "rollout")
-            rows = np.minimum(index, many - 1) if len(self.prompts) > 1 else 0 * index
+            shared = len(self.prompts) == 1
+            rows = 0 * index if shared else np.minimum(index, many - 1)
+            rows = rows[:1] if shared and self.engine.shares_prompt else rows
             yield _devices.global_inputs((seeds, _take(self.prompts, rows)))
 
 

@@ -35,6 +35,7 @@ class Engine(abc.ABC):
     max_lanes: int | None = None
     max_context: int = 2**31 - 1
     keeps_history: ClassVar[bool] = False  # whether it needs the prompts' token ids
+    shares_prompt: ClassVar[bool] = False  # whether it takes one prompt for many lanes
 
     def check(self) -> None:
         """Raise unless the attributes are valid.

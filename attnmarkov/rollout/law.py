@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from attnmarkov import _validate
 from attnmarkov.model.contexts import Context
 from attnmarkov.model.decoders import Decoder
+from attnmarkov.rollout._remember import Remembered
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
@@ -59,14 +60,25 @@ class Law:
         No finite logit is more than 60 nats below its row's largest, which leaves room for rare
         tokens beside it. True where the logits are traced.
         """
-        if not _validate.is_concrete(self.logits):
-            return True
-        with jax.ensure_compile_time_eval():  # a known model may be used within jit
-            return bool(_deepest(self.logits) > -SPREAD)
+        return not _validate.is_concrete(self.logits) or _depth(self.logits)[0] > -SPREAD
+
+    @property
+    def masks(self) -> bool:
+        """Whether a query never attends some token. Decided on concrete values."""
+        return _depth(self.logits)[1]
 
 
 @jax.jit
-def _deepest(logits: jax.Array) -> jax.Array:
-    """The lowest finite logit relative to its row's largest."""
+def _deepest(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The lowest finite logit relative to its row's largest, and whether any is not finite."""
     below = logits - logits.max(axis=1, keepdims=True)
-    return jnp.where(jnp.isfinite(below), below, 0).min()
+    finite = jnp.isfinite(below)
+    return jnp.where(finite, below, 0).min(), ~finite.all()
+
+
+def _known_depth(logits: jax.Array) -> tuple[float, bool]:
+    deepest, masked = _deepest(logits)
+    return float(deepest), bool(masked)
+
+
+_depth = Remembered(_known_depth, 64)
