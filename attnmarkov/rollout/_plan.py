@@ -20,7 +20,7 @@ from attnmarkov.model import (
     WindowContext,
 )
 from attnmarkov.prompts import Prompts
-from attnmarkov.rollout import _check, _devices
+from attnmarkov.rollout import _check, _cores, _devices
 from attnmarkov.rollout._engines import ENGINES, able, choose, too_long
 from attnmarkov.rollout.engine import Engine
 from attnmarkov.rollout.law import Law
@@ -49,11 +49,14 @@ class Plan:
     name: str
     record: str | Summary
     at: np.ndarray
+    is_known: bool  # no argument is traced
 
     def parts(self) -> Iterator[tuple[UInt32[Array, "2 lane"], Prompts]]:
         """Seeds and prompts of equal parts of the lanes, filled up with lanes thrown away."""
         many, devices = self.num_trajectories, _devices.count()
         parts = -(-many // max(1, self.engine.lanes(self.law)))
+        if self.is_known and self.engine.shares_cores and self.record != "chunks":
+            parts = max(parts, _cores.parts(many, self.num_steps, self.law.num_tokens))
         lanes = -(-many // parts)
         if many >= devices:
             lanes = -(-lanes // devices) * devices
@@ -126,7 +129,19 @@ def make_plan(
     if not traced:
         _check.reachable(law, prompts)
         _check.spread(law, prompts, engine)
-    return Plan(law, prompts, key, num_steps, num_trajectories, first, engine, name, record, steps)
+    return Plan(
+        law,
+        prompts,
+        key,
+        num_steps,
+        num_trajectories,
+        first,
+        engine,
+        name,
+        record,
+        steps,
+        not traced,
+    )
 
 
 def _checked(value: Any, name: str, kind: type, default: Any) -> Any:

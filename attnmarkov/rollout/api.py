@@ -12,6 +12,7 @@ import numpy as np
 
 from attnmarkov import _validate
 from attnmarkov.rollout import _check
+from attnmarkov.rollout._cores import over_cores
 from attnmarkov.rollout._plan import make_plan
 from attnmarkov.rollout.summary import Summary
 from attnmarkov.rollout.trajectory import Trajectory
@@ -132,14 +133,15 @@ def rollout(
         first_replicate,
     )
     _check.memory(plan)
-    out: list[Any] = []
-    for seeds, prompts in plan.parts():
+
+    def run(part: tuple[Any, Any]) -> Any:
         if isinstance(plan.record, Summary):
-            out.append(plan.engine.summary(plan.law, seeds, prompts, plan.at, plan.record))
-        elif plan.record == "counts":
-            out.append(plan.engine.counts(plan.law, seeds, prompts, plan.at))
-        else:
-            out.append(plan.engine.tokens(plan.law, seeds, prompts, plan.num_steps))
+            return plan.engine.summary(plan.law, *part, plan.at, plan.record)
+        if plan.record == "counts":
+            return plan.engine.counts(plan.law, *part, plan.at)
+        return plan.engine.tokens(plan.law, *part, plan.num_steps)
+
+    out = over_cores(run, plan.parts()) if plan.is_known else list(map(run, plan.parts()))
     values = jax.tree.map(partial(_join, plan.num_trajectories), *out)
     at_ = None if plan.record == "tokens" else plan.at
     return Trajectory(plan.law.num_tokens, plan.name, values, at_)

@@ -36,6 +36,7 @@ class Engine(abc.ABC):
     max_context: int = 2**31 - 1
     keeps_history: ClassVar[bool] = False  # whether it needs the prompts' token ids
     shares_prompt: ClassVar[bool] = False  # whether it takes one prompt for many lanes
+    shares_cores: ClassVar[bool] = False  # whether a CPU's cores each take some of the lanes
 
     def check(self) -> None:
         """Raise unless the attributes are valid.

@@ -54,6 +54,7 @@ class Rejection(Engine):
     max_context: int = 2**20
     keeps_history: ClassVar[bool] = True
     shares_prompt: ClassVar[bool] = True
+    shares_cores: ClassVar[bool] = True
 
     def refusal(self, law: Law, record: str | Summary) -> str | None:
         """See :class:`~attnmarkov.rollout.Engine`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,7 @@ class Scan(Engine):
     """
 
     max_lanes: int | None = None
+    shares_cores: ClassVar[bool] = True
 
     def lanes(self, law: Law) -> int:
         """See :class:`~attnmarkov.rollout.Engine`: as many as stay in a CPU's cache."""
