@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -6,12 +7,14 @@ from oracles import assert_mean
 from scipy import stats
 
 from attnmarkov import dynamics, experiments, sweep
-from attnmarkov.experiments import _statistics, winner_takes_all
+from attnmarkov.experiments import _statistics, sample_complexity, winner_takes_all
 from attnmarkov.experiments.sample_complexity import SampleComplexity
 from attnmarkov.experiments.winner_takes_all import WinnerTakesAll
 
 SMALL = SampleComplexity(
     num_tokens=(3,),
+    lengths=(10,),
+    distributions=("uniform",),
     prompts_per_parameter=(32, 64, 128),
     num_replicates=40,
     num_teachers=2,
@@ -31,7 +34,11 @@ def test_sample_complexity_agrees_with_theory(learned):
     assert len(claims) == 4
     n = learned["num_prompts"].values[-1]
     assert_mean(n * learned["excess_risk"].values[-1], 3.0)  # K(K-1)/2
-    assert set(SMALL.figures(learned)) == {"learning-curves"}
+    np.testing.assert_allclose(learned["predicted_excess_risk"][-1], 3 / n)
+    traces = learned["predicted_squared_error"].values[0]  # of two teachers, in turns
+    assert traces[0] != traces[1]
+    np.testing.assert_array_equal(traces, np.tile(traces[:2], 20))
+    assert set(SMALL.figures(learned)) == {"learning-curves", "learning-ratios"}
 
 
 def tight(dataset):
@@ -46,7 +53,7 @@ def tight(dataset):
 def test_sample_complexity_fails_when_the_theory_is_wrong(learned):
     wrong = learned.copy(deep=True)
     wrong["excess_risk"] = wrong["excess_risk"] * 1.5
-    wrong["squared_error"] = wrong["squared_error"] * wrong["num_prompts"] ** 0.3
+    wrong["squared_error"] = wrong["squared_error"] * wrong["num_prompts"] ** 0.6
     found = {c.claim: c.verdict for c in SMALL.claims(tight(wrong))}
     assert found["K=3: n × excess risk, in units of K(K-1)/2, as n grows"] == "fail"
     assert found["K=3: exponent of squared error in n (± 0.05, finite n)"] == "fail"
@@ -60,6 +67,49 @@ def test_sample_complexity_gives_no_verdict_on_spoilt_data(learned):
     constant = learned.copy(deep=True)
     constant["excess_risk"] = 0 * constant["excess_risk"]  # no error bars
     assert SMALL.claims(constant)[0].verdict == "inconclusive"
+    hopeless = learned.copy(deep=True)
+    hopeless["status"][0], hopeless["excess_risk"][0] = 2, np.nan  # no claim is dropped
+    assert [c.verdict for c in SMALL.claims(hopeless)] == ["inconclusive"] * 4
+
+
+def test_sample_complexity_makes_no_claim_of_what_was_not_run(learned):
+    unfinished = learned.copy(deep=True)
+    unfinished["status"][0] = -1
+    assert SMALL.claims(unfinished) == []
+
+
+def test_sample_complexity_varies_lengths_and_distributions():
+    def groups(**change):
+        experiment = dataclasses.replace(SMALL, num_tokens=(3, 4), lengths=(10, 5), **change)
+        configs = experiment.configs()
+        assert len(configs) == 3 * len({tuple(c.values())[:3] for c in configs})
+        return [tuple(c.values())[:3] for c in configs[::3]]
+
+    laws = ("uniform", "zipf")
+    alone = [(3, 10, "uniform"), (4, 10, "uniform"), (3, 5, "uniform"), (3, 10, "zipf")]
+    assert groups(distributions=laws) == alone
+    every = set(itertools.product((3, 4), (10, 5), laws))
+    assert set(groups(distributions=laws, crossed=True)) == every
+
+
+@pytest.mark.parametrize("law", ["uniform", "zipf"])
+def test_sizes_of_samples_follow_the_information(law):
+    """For a teacher without preferences, by enumeration of all prompts of four tokens."""
+    chances = np.ones(3) / 3 if law == "uniform" else np.array([6, 3, 2]) / 11
+    information = np.zeros((3, 3, 3))
+    for tokens in itertools.product(range(3), repeat=4):
+        p = np.bincount(tokens, minlength=3) / 4
+        information[tokens[-1]] += chances[list(tokens)].prod() * (np.diag(p) - np.outer(p, p))
+    exact = np.trace(np.linalg.pinv(information, hermitian=True), axis1=1, axis2=2).sum()
+    assert sample_complexity._indifferent_trace(chances, 4) == pytest.approx(exact)
+    assert sample_complexity.effort(3, 10, "uniform") == 1
+    reference = sample_complexity._indifferent_trace(np.ones(3) / 3, 10)
+    assert sample_complexity.effort(3, 4, law) == pytest.approx(exact / reference, abs=0.0501)
+
+
+def test_sample_complexity_names_what_varies(learned):
+    experiment = dataclasses.replace(SMALL, lengths=(10, 4), distributions=("uniform", "zipf"))
+    assert experiment.claims(learned)[0].claim.startswith("K=3, length 10, uniform: n × excess")
 
 
 def test_replicates_do_not_depend_on_their_block():
@@ -177,7 +227,18 @@ def test_presets_and_specs(name, preset):
             "prompts_per_parameter: expected three",
         ),
         (SampleComplexity, {"concentration": 0.0}, "concentration: must be above 0, got 0.0"),
-        (SampleComplexity, {"length": 1}, "length: one token teaches nothing; at least 2, got 1"),
+        (
+            SampleComplexity,
+            {"lengths": (10, 1)},
+            r"lengths: one token teaches nothing; .* at least 2, got \(10, 1\)",
+        ),
+        (SampleComplexity, {"lengths": ()}, "lengths: .* at least 2"),
+        (SampleComplexity, {"distributions": ()}, "distributions: expected at least one"),
+        (
+            SampleComplexity,
+            {"distributions": ("uniform", "normal")},
+            "distributions: unknown distributions 'normal'; known: uniform, zipf, markov",
+        ),
         (SampleComplexity, {"num_replicates": -5}, "num_replicates: must be at least 1, got -5"),
         (WinnerTakesAll, {"num_tokens": ()}, "num_tokens: expected sizes of at least 2"),
         (

@@ -6,6 +6,7 @@ from matplotlib import pyplot as plt
 
 import attnmarkov as am
 from attnmarkov import plot
+from attnmarkov.plot.learning import learning_ratios
 
 
 def legend(ax):
@@ -63,15 +64,28 @@ def test_learning_curves():
     values = 3 / n[:, None] * np.array([0.9, 1.0, np.nan, 1.1])
     data = {
         "excess_risk": (("config", "replicate"), values),
-        "predicted_excess_risk": (("config", "replicate"), np.full((3, 4), 3.0)),
+        "predicted_excess_risk": (("config", "replicate"), 3 / n[:, None] * np.ones(4)),
     }
     coords = {"num_tokens": ("config", [3] * 3), "num_prompts": ("config", n)}
     ax = plot.learning_curves(xr.Dataset(data, coords))
     dashed = next(line for line in ax.get_lines() if line.get_linestyle() == "--")
     np.testing.assert_allclose(ydata(dashed), 3 / n)
     np.testing.assert_allclose(ydata(ax.containers[0][0]), 3 / n)
+    parts = [xr.Dataset(data, coords | {"length": ("config", [x] * 3)}) for x in (5, 7)]
+    both = xr.concat(parts, "config")
+    names = ["K = 3, L = 5", "K = 3, L = 7"]
+    assert legend(plot.learning_curves(both)) == ["predicted $r/2n$", *names]
+    ratios = learning_ratios(both)
+    assert [t.get_text() for t in ratios.get_yticklabels()] == names
+    points = [line for line in ratios.get_lines() if line.get_marker() == "o"]
+    np.testing.assert_allclose([np.asarray(p.get_xdata())[0] for p in points], np.ones(6))
+    heights = [np.asarray(p.get_ydata())[0] for p in points]
+    np.testing.assert_allclose(np.round(heights), [0, 0, 0, 1, 1, 1])
+    assert len(set(heights)) == 6
     with pytest.raises(ValueError, match="variable: unknown 'loss'; known: excess_risk"):
         plot.learning_curves(xr.Dataset(data, coords), "loss")
+    with pytest.raises(ValueError, match="variable: unknown 'loss'; known: excess_risk"):
+        learning_ratios(xr.Dataset(data, coords), "loss")
 
 
 def test_growth_exponents():

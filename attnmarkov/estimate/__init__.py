@@ -20,10 +20,18 @@ from attnmarkov.estimate.intervals import Intervals, intervals
 from attnmarkov.estimate.learnable import LearnableContrasts, learnable_contrasts
 from attnmarkov.estimate.likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
 from attnmarkov.estimate.planning import prompts_needed
+from attnmarkov.estimate.positions import (
+    PositionFit,
+    PositionStatus,
+    fit_positions,
+    position_information,
+    window_prompts,
+)
 from attnmarkov.estimate.prior import Prior
 from attnmarkov.estimate.result import Fit
 from attnmarkov.estimate.risk import excess_risk
 from attnmarkov.estimate.status import Status
+from attnmarkov.estimate.teacher_student import learning_exponents, teacher_student
 from attnmarkov.estimate.trajectory import fit_trajectory, trajectory_prompts
 
 __all__ = [
@@ -39,6 +47,8 @@ __all__ = [
     "LearnableContrasts",
     "LikelihoodRatioTest",
     "Path",
+    "PositionFit",
+    "PositionStatus",
     "Prior",
     "Status",
     "bootstrap",
@@ -48,6 +58,7 @@ __all__ = [
     "fisher_information",
     "fit",
     "fit_attention",
+    "fit_positions",
     "fit_trajectory",
     "gradient_descent_path",
     "graph_svm",
@@ -56,11 +67,15 @@ __all__ = [
     "intervals",
     "learn_with_budget",
     "learnable_contrasts",
+    "learning_exponents",
     "likelihood_ratio_test",
     "maximum_exists",
     "observed_information",
+    "position_information",
     "prompts_needed",
     "rollout_information",
     "score_information",
+    "teacher_student",
     "trajectory_prompts",
+    "window_prompts",
 ]

@@ -8,18 +8,20 @@ import jax
 import jax.numpy as jnp
 
 from attnmarkov.estimate import _check
-from attnmarkov.model.maps import scores
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float
 
     from attnmarkov.model.ccmc import CCMC
+    from attnmarkov.model.contexts import Context
     from attnmarkov.prompts.batch import Prompts
 
 _SERIES_BELOW = 0.5
 
 
-def excess_risk(teacher: CCMC, student: CCMC, prompts: Prompts) -> Float[Array, ""]:
+def excess_risk(
+    teacher: CCMC, student: CCMC, prompts: Prompts, *, context: Context | None = None
+) -> Float[Array, ""]:
     """Mean over prompts of KL(teacher ‖ student) between the next-token laws, in nats.
 
     With the teacher's law true, this is how much more the student loses per label:
@@ -28,8 +30,16 @@ def excess_risk(teacher: CCMC, student: CCMC, prompts: Prompts) -> Float[Array, 
     Infinite where the student gives probability 0 to what the teacher may say. Works under jit
     and vmap.
 
+    Args:
+        teacher: The true model.
+        student: The model that is judged.
+        prompts: n prompts over their vocabulary.
+        context: How positions are weighed, for both; None is the full context. NaN where no
+            position of a prompt has a weight.
+
     Raises:
-        ValueError: If there is no prompt or the vocabularies differ.
+        ValueError: If there is no prompt, the vocabularies differ, or the context can't take
+            the prompts.
 
     >>> from attnmarkov.model.ccmc import CCMC
     >>> from attnmarkov.prompts.batch import Prompts
@@ -42,13 +52,16 @@ def excess_risk(teacher: CCMC, student: CCMC, prompts: Prompts) -> Float[Array, 
     _check.prompts(prompts)
     _check.vocabulary(prompts, teacher, "teacher")
     _check.vocabulary(prompts, student, "student")
-    return _excess_risk(teacher.logits, student.logits, prompts.counts, prompts.last)
+    log_counts = _check.offsets(prompts, context)
+    if log_counts is None:
+        log_counts = jnp.log(prompts.counts.astype(jnp.result_type(float)))
+    return _excess_risk(teacher.logits, student.logits, log_counts, prompts.last)
 
 
 @jax.jit
-def _excess_risk(s: jax.Array, r: jax.Array, counts: jax.Array, last: jax.Array) -> jax.Array:
-    log_p = jax.nn.log_softmax(scores(s, counts, last))
-    log_q = jax.nn.log_softmax(scores(r, counts, last))
+def _excess_risk(s: jax.Array, r: jax.Array, log_counts: jax.Array, last: jax.Array) -> jax.Array:
+    log_p = jax.nn.log_softmax(s[last] + log_counts)
+    log_q = jax.nn.log_softmax(r[last] + log_counts)
     p, q = jnp.exp(log_p), jnp.exp(log_q)
     in_p, in_q = jnp.isfinite(log_p), jnp.isfinite(log_q)
     both = in_p & in_q

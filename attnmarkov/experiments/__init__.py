@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 REGISTRY: dict[str, str] = {
     "sample-complexity": "attnmarkov.experiments.sample_complexity:SampleComplexity",
     "coverage-threshold": "attnmarkov.experiments.coverage_threshold:CoverageThreshold",
+    "positional-learning": "attnmarkov.experiments.positional_learning:PositionalLearning",
     "single-trajectory": "attnmarkov.experiments.single_trajectory:SingleTrajectory",
     "winner-takes-all": "attnmarkov.experiments.winner_takes_all:WinnerTakesAll",
 }

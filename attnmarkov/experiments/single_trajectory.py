@@ -393,9 +393,7 @@ class SingleTrajectory(Experiment):
         )
         axes = information.subplots(1, self.size, squeeze=False, sharey=True)[0]
         for a, ax in enumerate(axes):
-            plot.information(
-                growth, self.contrasts({"matrix": 0}), a, ax=ax, first=a == 0
-            )
+            plot.information(growth, self.contrasts({"matrix": 0}), a, ax=ax, first=a == 0)
         low, high = axes[0].get_ylim()
         axes[0].set_ylim(low, high * (high / low) ** 0.25)  # room for the legends
         information.set_label(

@@ -6,7 +6,8 @@ from attnmarkov.plot.exponents import growth_exponents
 from attnmarkov.plot.frequencies import frequencies
 from attnmarkov.plot.implicit_bias import implicit_bias
 from attnmarkov.plot.information import information
-from attnmarkov.plot.learning import learning_curves
+from attnmarkov.plot.learning import learning_curves, learning_ratios
+from attnmarkov.plot.positions import log_weights, positional_curves
 
 __all__ = [
     "budget_errors",
@@ -17,5 +18,8 @@ __all__ = [
     "implicit_bias",
     "information",
     "learning_curves",
+    "learning_ratios",
+    "log_weights",
     "lost_contrasts",
+    "positional_curves",
 ]
