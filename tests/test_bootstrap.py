@@ -71,6 +71,63 @@ def test_standard_errors_agree_with_the_information(key):
         assert off.max() < 0.6
 
 
+def made_otherwise(name):
+    """Prompts, labels, whole weights, and the prompt of every copy."""
+    _, prompts, y = oracle.well_posed(name, 4, 8, 500, concentration=10.0)
+    weights = oracle.generator(name).choice([0, 1, 4], 500)
+    return prompts, np.asarray(y), weights, np.repeat(np.arange(500), weights)
+
+
+def test_weights_are_copies_and_the_labels_know_it(key):
+    """Spread as the information says: 400 replicates, ratios within 5 of their spreads."""
+    prompts, y, weights, copies = made_otherwise("copies")
+    fit = am.fit(prompts, y, weights=weights)
+    found = bootstrap(fit, prompts, key, 400, contrasts=CONTRASTS, weights=weights)
+    copied = bootstrap(fit, prompts[copies], key, 400, contrasts=CONTRASTS)
+    np.testing.assert_array_equal(found.estimates, copied.estimates)
+    wald = intervals(fit, prompts, y, CONTRASTS, weights=weights)
+    ratio = np.asarray(found.standard_errors / wald.standard_error)
+    assert (abs(ratio - 1) < 5 / np.sqrt(2 * 400) + 0.03).all()
+    with pytest.raises(ValueError, match=r"fit: these prompts.* do not give"):
+        bootstrap(fit, prompts, key, 9, contrasts=CONTRASTS)
+    half = am.fit(prompts, y, weights=np.full(500, 0.5))
+    with pytest.raises(ValueError, match=r"weights: must be whole numbers.* 0.5 at"):
+        bootstrap(half, prompts, key, 9, weights=np.full(500, 0.5))
+
+
+def test_refits_know_the_context_and_the_tied_rows(key):
+    prompts, y, _, _ = made_otherwise("otherwise")
+    cases: list[dict[str, Any]] = [{"row_groups": [1] * 4}, {"context": am.DecayContext(0.6)}]
+    for options in cases:
+        fit = am.fit(prompts, y, **options)
+        found = bootstrap(fit, prompts, key, 400, contrasts=CONTRASTS, **options)
+        wald = intervals(fit, prompts, y, CONTRASTS, **options)
+        ratio = np.asarray(found.standard_errors / wald.standard_error)
+        assert (abs(ratio - 1) < 5 / np.sqrt(2 * 400) + 0.03).all()
+        centre = np.asarray(found.estimates.mean(0) - found.estimate)
+        assert (abs(centre) < (5 / 20 + 0.1) * np.asarray(wald.standard_error)).all()
+        if "row_groups" in options:
+            assert (found.logits == found.logits[:, :1]).all()
+        with pytest.raises(ValueError, match=r"fit: these prompts.* do not give"):
+            bootstrap(fit, prompts, key, 9, contrasts=CONTRASTS)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_nothing_identified(key, size):
+    prompts = am.Prompts.from_tokens([[0, 0]], size)
+    found = bootstrap(am.fit(prompts, [0]), prompts, key, 7)
+    assert found.estimates.shape == (7, 0)
+    assert found.logits.shape == (7, size, size)
+
+
+def test_trajectories_of_one_prompt_in_a_batch(key):
+    fit = three_token_fit()
+    batch = am.Prompts.from_tokens([[0, 1, 2]], 3)
+    plain = bootstrap_trajectory(fit, [0, 1, 2], 30, key, 3)
+    found = bootstrap_trajectory(fit, batch, 30, key, 3)
+    np.testing.assert_array_equal(found.estimates, plain.estimates)
+
+
 def by_hand(estimates, estimate):
     rest = jnp.zeros((len(estimates), 4, 4))
     status = Status(jnp.zeros(len(estimates), jnp.int32))
@@ -215,6 +272,7 @@ def test_bad_input(key):
     other = am.Prompts.from_tokens([[0, 1]], 2)
     run = partial(bootstrap_trajectory, fit)
     wrong: Any = bootstrap
+    wrong_too: Any = bootstrap_trajectory
     for match, call in {
         "key: expected a typed key": lambda: wrong(fit, prompts, 0),
         "num_replicates: must be at least 1, got 0": lambda: bootstrap(fit, prompts, key, 0),
@@ -228,6 +286,15 @@ def test_bad_input(key):
         "kind: unknown kind 'bca'": lambda: fits.interval(0.5, "bca"),
         "num_steps: must be at least 1, got 0": lambda: run([0, 1], 0, key),
         "num_trajectories: must be at least 1": lambda: run([0], 9, key, 9, num_trajectories=0),
+        "fit: expected a Fit.* got CCMC": lambda: wrong(fit.model, prompts, key),
+        "fit: expected a Fit, .* got CCMC": lambda: wrong_too(
+            fit.model,
+            [0],
+            9,
+            key,  # pyright: ignore[reportArgumentType]
+        ),
+        "prompt: over 2 tokens, but the fit has 4": lambda: run(other, 9, key),
+        "prompt: expected the one prompt": lambda: run(prompts, 9, key),
         "token id 7, outside": lambda: run([0, 7], 9, key),
     }.items():
         with pytest.raises(ValueError, match=match):

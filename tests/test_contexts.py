@@ -226,7 +226,7 @@ def test_contexts_are_pytrees_of_valid_values(context, weighing):
 
 def test_parameters_are_traced():
     _, prompts = random_prompts(1)
-    cached: Any = contexts._weighted_counts
+    cached: Any = contexts._log_weighted_counts
     cached.clear_cache()
     for gamma in (0.2, 0.5, 0.9):
         DecayContext(gamma, exponent=2 * gamma).weighted_counts(prompts)

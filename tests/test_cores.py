@@ -52,13 +52,13 @@ def test_summaries_are_the_same_too(monkeypatch, key):
 def test_threads_take_the_settings_of_their_caller(monkeypatch):
     monkeypatch.setattr(_cores, "count", lambda: 2)
     device = jax.devices()[0]
+    config: Any = jax.config
     with jax.enable_x64(True), jax.default_device(device):
-        config: Any = jax.config
         found = _cores.over_cores(
             lambda _: (config.jax_enable_x64, config.jax_default_device), iter("ab")
         )
     assert found == [(True, device)] * 2
-    assert not jax.config.jax_enable_x64
+    assert not config.jax_enable_x64
 
 
 def test_errors_come_through(monkeypatch):

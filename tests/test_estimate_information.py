@@ -87,6 +87,34 @@ def test_fisher_information_against_the_loops():
         assert int(rank) == am.coverage(am.Prompts.from_counts(counts, last)).num_identifiable
 
 
+def test_weights_and_contexts():
+    """Copies for the one; for the other counts of 0.6 to the power of a token's age, in loops."""
+    rng = oracle.generator("weights")
+    tokens, weights = rng.integers(0, 3, (40, 5)), rng.integers(0, 4, 40)
+    prompts, model = am.Prompts.from_tokens(tokens, 3), model_of(rng, 3)
+    y, copies = tokens[:, 2], np.repeat(np.arange(40), weights)
+    one = prompts[copies]
+    for found, copied in (
+        (am.fisher_information(model, prompts, weights=weights), am.fisher_information(model, one)),
+        (
+            score_information(model, prompts, y, weights=weights),
+            score_information(model, one, y[copies]),
+        ),
+    ):
+        np.testing.assert_allclose(found, copied, atol=1e-6)
+    counts = np.array([np.bincount(t, 0.6 ** np.arange(5)[::-1], 3) for t in tokens])
+    logits, context = np.asarray(model.logits, float), am.DecayContext(0.6)
+    exact = oracle.hessian(logits, counts, tokens[:, -1]) / 40
+    found = observed_information(model, prompts, y, context=context)
+    np.testing.assert_allclose(found, exact, atol=1e-6)
+    scores = np.zeros((3, 3, 3))
+    for c, k, j in zip(counts, tokens[:, -1], y, strict=True):
+        r = np.eye(3)[j] - oracle.law(logits, c, k)
+        scores[k] += np.outer(r, r) / 40
+    found = score_information(model, prompts, y, context=context)
+    np.testing.assert_allclose(found, scores, atol=1e-6)
+
+
 def test_small_eigenvalues_are_not_taken_for_none():
     weak = 1e-6 * jnp.array([[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     strong = jnp.array([[0.0, 0.0, 0.0], [0.0, 1.0, -1.0], [0.0, -1.0, 1.0]])

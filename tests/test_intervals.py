@@ -355,10 +355,11 @@ def test_profile_covers_where_wald_does_not():
 
 
 def test_robust_intervals_cover_the_nearest_model_of_other_labels():
-    """Labels that ignore the counts: 9 : 1 or 1 : 9 at random, and either token half the time.
+    """Labels that ignore the counts: 3 : 1 or 1 : 3 at random, and either token half the time.
 
-    No CCMC says so; the nearest has contrast 0, by symmetry. Residuals spread by 0.41, not by
-    the 0.09 that a CCMC would say.
+    No CCMC says so; the nearest has contrast 0, by symmetry. Squared residuals are 0.31 in the
+    mean, not the 0.19 that a CCMC would say. (With 9 : 1 a row of 250 prompts is far from the
+    limit: a standard error is then half a nat.)
     """
     last = np.arange(1000) % 4
     other = (last + 1) % 4
@@ -370,7 +371,7 @@ def test_robust_intervals_cover_the_nearest_model_of_other_labels():
     def hits(key, held, method):
         def one(key):
             many = jnp.where(jax.random.bernoulli(key, shape=(1000,)), last, other)
-            prompts = am.Prompts(held + 8 * jax.nn.one_hot(many, 4, dtype=int), jnp.asarray(last))
+            prompts = am.Prompts(held + 2 * jax.nn.one_hot(many, 4, dtype=int), jnp.asarray(last))
             y = truth.sample(key, am.Prompts(held, prompts.last))
             result = intervals(am.fit(prompts, y), prompts, y, contrasts, method=method)
             return (result.low <= 0) & (result.high >= 0)
@@ -408,6 +409,52 @@ def test_one_token_and_no_contrast():
         result = intervals(fit, prompts, [0, 0], method=method)
         assert result.low.shape == result.high.shape == result.estimate.shape == (0,)
         assert "0 contrasts" in repr(result)
+
+
+@pytest.mark.parametrize("method", ["wald", "robust", "profile"])
+def test_weights_count_as_copies(method):
+    _, prompts, y = oracle.well_posed("copies", 4, 8, 200)
+    weights = oracle.generator("copies").integers(0, 4, 200)
+    copies = np.repeat(np.arange(200), weights)
+    copied = of(*arrays(prompts[copies], y[copies]), method=method)
+    fit = am.fit(prompts, y, weights=weights)
+    found = intervals(fit, prompts, y, CONTRASTS, method=method, weights=weights)
+    for name in ("estimate", "standard_error", "low", "high"):
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(copied, name), rtol=1e-4, atol=1e-4
+        )
+    with pytest.raises(ValueError, match=r"fit: its nll is .* pass what it was fitted with"):
+        intervals(fit, prompts, y, CONTRASTS, method=method)
+
+
+def test_wald_under_a_context_against_pseudo_inverses():
+    """Tokens are weighed by 0.6 to the power of their age."""
+    _, prompts, y = oracle.well_posed("decay", 4, 8, 200)
+    context = am.DecayContext(0.6)
+    tokens = np.asarray(prompts.tokens)
+    ages = 0.6 ** np.arange(tokens.shape[1])[::-1]
+    counts = np.array([np.bincount(t, ages, 4) for t in tokens])
+    exact = oracle.maximum(counts, tokens[:, -1], np.asarray(y))
+    variance = sandwich(exact, counts, tokens[:, -1], np.asarray(y), CONTRASTS)[0]
+    fit = am.fit(prompts, y, context=context)
+    found = intervals(fit, prompts, y, CONTRASTS, context=context)
+    own = exact[CONTRASTS[:, 0], CONTRASTS[:, 1]] - exact[CONTRASTS[:, 0], CONTRASTS[:, 2]]
+    np.testing.assert_allclose(found.estimate, own, atol=1e-4)
+    np.testing.assert_allclose(found.standard_error, np.sqrt(variance), rtol=1e-4)
+
+
+def test_tied_rows_are_one_row():
+    """All rows tied: the same as prompts that all end in one token."""
+    _, prompts, y = oracle.well_posed("tied", 4, 8, 200)
+    fit = am.fit(prompts, y, row_groups=[1] * 4)
+    one = am.Prompts(prompts.counts, jnp.full(200, 1))
+    for method in ("wald", "profile"):
+        tied = intervals(fit, prompts, y, [(0, 1, 2), (3, 1, 2)], method=method, row_groups=[1] * 4)
+        alone = intervals(am.fit(one, y), one, y, [(1, 1, 2)], method=method)
+        assert tied.contrasts.tolist() == [[0, 1, 2], [3, 1, 2]]
+        for name in ("estimate", "standard_error", "low", "high"):
+            same = np.repeat(getattr(alone, name), 2)
+            np.testing.assert_allclose(getattr(tied, name), same, rtol=1e-4, atol=1e-4)
 
 
 def test_default_contrasts_are_those_identified():
@@ -448,9 +495,10 @@ def test_bad_input():
         "fit: did not converge": lambda: intervals(
             am.fit(prompts, y, max_iterations=1), prompts, y
         ),
-        "fit: its contrast .* without a prior": lambda: intervals(
-            am.fit(prompts, y, prior=5.0), prompts, y
-        ),
+        "fit: was made with a prior": lambda: intervals(am.fit(prompts, y, prior=5.0), prompts, y),
+        "fit: expected a Fit.* got CCMC": lambda: wrong(fit.model, prompts, y),
+        "fit: its contrast .* row groups": lambda: run(row_groups=[0] * 4),
+        "fit: its nll is .* context": lambda: run(context=am.DecayContext(0.9)),
     }.items():
         with pytest.raises(ValueError, match=match):
             call()

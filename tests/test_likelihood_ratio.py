@@ -68,6 +68,59 @@ def test_parameters_that_the_data_do_not_identify_do_not_count():
     np.testing.assert_allclose(result.statistic, 80 * (2 * np.log(2) - entropy), atol=1e-5)
 
 
+def made_otherwise(name):
+    """Prompts, labels, whole weights, and the prompt of every copy."""
+    _, prompts, y = oracle.well_posed(name, 4, 8, 300, concentration=10.0)
+    weights = oracle.generator(name).integers(0, 4, 300)
+    return prompts, np.asarray(y), weights, np.repeat(np.arange(300), weights)
+
+
+def test_under_a_context_against_float64():
+    """Tokens are weighed by 0.6 to the power of their age."""
+    prompts, y, _, _ = made_otherwise("context")
+    context = am.DecayContext(0.6)
+    null = am.fit(prompts, y, context=context, row_groups=np.zeros(4, int))
+    full = am.fit(prompts, y, context=context)
+    tokens = np.asarray(prompts.tokens)
+    ages = 0.6 ** np.arange(tokens.shape[1])[::-1]
+    counts = np.array([np.bincount(t, ages, 4) for t in tokens])
+    data = counts, tokens[:, -1], y
+    few, many = (
+        oracle.negative_log_likelihood(np.asarray(x.model.logits, float), *data)
+        for x in (null, full)
+    )
+    found = likelihood_ratio_test(null, full, prompts, y, context=context)
+    np.testing.assert_allclose(found.statistic, 2 * (few - many), rtol=1e-5)
+    np.testing.assert_allclose(2 * 300 * (null.nll - full.nll), found.statistic, rtol=1e-3)
+    with pytest.raises(ValueError, match=r"null: its nll is .*context give"):
+        likelihood_ratio_test(null, full, prompts, y)
+
+
+def test_weights_count_as_copies():
+    prompts, y, weights, copies = made_otherwise("copies")
+    null, full = (am.fit(prompts, y, weights=weights, row_groups=g) for g in ([0] * 4, None))
+    copied = likelihood_ratio_test(
+        urn_fit(prompts[copies], y[copies]),
+        am.fit(prompts[copies], y[copies]),
+        prompts[copies],
+        y[copies],
+    )
+    spoilt = np.where(weights > 0, y, -1)
+    found = likelihood_ratio_test(null, full, prompts, spoilt, weights=weights)
+    np.testing.assert_allclose(found.statistic, copied.statistic, rtol=1e-5)
+    assert found.df == copied.df
+    with pytest.raises(ValueError, match=r"null: its nll is .*weights"):
+        likelihood_ratio_test(null, full, prompts, y)
+    with pytest.raises(ValueError, match="full: its nll is"):
+        likelihood_ratio_test(am.CCMC.from_logits(np.zeros((4, 4))), full, prompts, y, df=1)
+
+
+def test_a_prior_is_refused():
+    prompts, y, _, _ = made_otherwise("prior")
+    with pytest.raises(ValueError, match="full: was made with a prior"):
+        likelihood_ratio_test(urn_fit(prompts, y), am.fit(prompts, y, prior=1.0), prompts, y)
+
+
 def test_a_small_gain_survives_many_prompts():
     """Half a nat out of 3e5: float32 sums would lose it."""
     teacher, prompts, y = oracle.well_posed("many", 4, 8, 200_000)

@@ -80,6 +80,15 @@ def test_existence_is_strong_connectivity(i):
     )
 
 
+def test_existence_under_a_context():
+    """Token 0 is older than the window: only 1 and 2 compete, and each has won."""
+    prompts = am.Prompts.from_tokens([[0, 1, 2], [0, 1, 2]], 3)
+    assert not maximum_exists(prompts, [1, 2])[2].any()
+    assert maximum_exists(prompts, [1, 2], context=am.WindowContext(2))[2].all()
+    with pytest.raises(ValueError, match="within the context of prompt 0"):
+        maximum_exists(prompts, [0, 2], context=am.WindowContext(2))
+
+
 def test_existence_checks_its_labels():
     prompts = am.Prompts.from_tokens([[0, 1]], 3)
     with pytest.raises(ValueError, match="does not stand in prompt 0"):

@@ -20,9 +20,13 @@ from attnmarkov.estimate.intervals import Intervals, intervals
 from attnmarkov.estimate.learnable import LearnableContrasts, learnable_contrasts
 from attnmarkov.estimate.likelihood_ratio import LikelihoodRatioTest, likelihood_ratio_test
 from attnmarkov.estimate.planning import prompts_needed
+from attnmarkov.estimate.position_solution import (
+    PositionSolution,
+    PositionStatus,
+    solve_positions,
+)
 from attnmarkov.estimate.positions import (
     PositionFit,
-    PositionStatus,
     fit_positions,
     position_information,
     window_prompts,
@@ -48,6 +52,7 @@ __all__ = [
     "LikelihoodRatioTest",
     "Path",
     "PositionFit",
+    "PositionSolution",
     "PositionStatus",
     "Prior",
     "Status",
@@ -75,6 +80,7 @@ __all__ = [
     "prompts_needed",
     "rollout_information",
     "score_information",
+    "solve_positions",
     "teacher_student",
     "trajectory_prompts",
     "window_prompts",

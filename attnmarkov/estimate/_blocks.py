@@ -26,6 +26,7 @@ class Blocks(NamedTuple):
     labels: Int[Array, "block slot"]
     weight: Float[Array, "block slot"]  # of a prompt, 1 unless given; 0 for an empty slot
     row: Int[Array, " block"]  # the last token of the block's prompts
+    counts: Float[Array, "block slot token"] | None = None  # where they are whole numbers
 
     @property
     def num_tokens(self) -> int:
@@ -82,9 +83,9 @@ def blocks_of(
     per_row = jnp.zeros(num_tokens, jnp.int32).at[last].add(1)
     blocks_per_row = -(-per_row // size)
     ends = jnp.cumsum(blocks_per_row)
-    order = jnp.argsort(last, stable=True)
-    rank = jnp.arange(n) - (jnp.cumsum(per_row) - per_row)[last[order]]
-    slot = size * (ends - blocks_per_row)[last[order]] + rank
+    sorted_last, order = _sorted(last, num_tokens)
+    rank = jnp.arange(n) - (jnp.cumsum(per_row) - per_row)[sorted_last]
+    slot = size * (ends - blocks_per_row)[sorted_last] + rank
     prompt = jnp.full(number * size, n, jnp.int32).at[slot].set(order.astype(jnp.int32))
     prompt = prompt.reshape(number, size)
 
@@ -94,15 +95,30 @@ def blocks_of(
     weight = filled.astype(dtype)
     if weights is not None:
         weight = weight * weights[taken].astype(dtype)
+    held = (weight > 0)[..., None]
     if log_counts is None:
-        log_counts = jnp.log(counts.astype(dtype))
+        slots = jnp.where(held, counts[taken].astype(dtype), 1)
+        logs = jnp.log(slots)
+    else:
+        slots, logs = None, jnp.where(held, log_counts[taken].astype(dtype), 0)
     row = jnp.searchsorted(ends, jnp.arange(number), side="right").astype(jnp.int32)
     return Blocks(
-        log_counts=jnp.where((weight > 0)[..., None], log_counts[taken].astype(dtype), 0),
+        log_counts=logs,
         labels=jnp.zeros_like(taken) if labels is None else labels[taken].astype(jnp.int32),
         weight=weight,
         row=jnp.minimum(row, num_tokens - 1),
+        counts=slots,
     )
+
+
+def _sorted(last: jax.Array, num_tokens: int) -> tuple[jax.Array, jax.Array]:
+    """``last`` in order, and the prompts in that order, those of equal ``last`` as they come."""
+    n = last.shape[0]
+    if n * num_tokens >= 2**31:
+        order = jnp.argsort(last, stable=True)
+        return last[order], order
+    key = jnp.sort(last * n + jnp.arange(n, dtype=last.dtype))  # one array sorts fastest
+    return key // n, key % n
 
 
 def blocks_together(num_tokens: int) -> int:

@@ -56,6 +56,19 @@ def check(contrasts: Any, num_tokens: int) -> np.ndarray:
     return ids.astype(np.int32)
 
 
+def in_groups(contrasts: np.ndarray, groups: Any) -> np.ndarray:
+    """The same with the group of every row for the row; ``groups`` (K,) concrete, or None.
+
+    Raises:
+        ValueError: If the groups are traced.
+    """
+    if groups is None:
+        return contrasts
+    if not _validate.is_concrete(groups):
+        raise ValueError("row_groups: must be concrete, also under jit and vmap")
+    return np.c_[np.asarray(groups, np.int32)[contrasts[:, 0]], contrasts[:, 1:]]
+
+
 def order_with(first: jax.Array, second: jax.Array, size: int) -> Int[Array, "row token"]:
     """The tokens of every row with ``first`` moved to the front and ``second`` behind it."""
     rows = jnp.arange(first.shape[0])

@@ -11,7 +11,7 @@ these, and one system of the size of ``θ``.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,11 +65,12 @@ class Evaluation(NamedTuple):
     expected: Float[Array, "group lag lag"]
 
 
-class PositionSolution(NamedTuple):
+class Optimum(NamedTuple):
     """Where the solver stopped, and what the data alone decide.
 
     ``flat_logits`` and ``flat_loss`` belong to the optimum with all log-weights 0, from which
-    the joint optimisation starts.
+    the joint optimisation starts unless it is given another start. ``never`` marks the positions
+    that are seen and never hold the label.
     """
 
     logits: Float[Array, "row token"]
@@ -81,7 +82,7 @@ class PositionSolution(NamedTuple):
     flat_loss: Float[Array, ""]
     components: Int[Array, "row token"]
     separated: Bool[Array, " row"]
-    endless: Bool[Array, " free"]
+    never: Bool[Array, "group lag"]
 
 
 def design_of(positions: str, num_lags: int) -> np.ndarray:
@@ -110,8 +111,14 @@ def by_lag(tokens: jax.Array, lengths: jax.Array, num_lags: int) -> tuple[jax.Ar
     return jnp.where(visible, jnp.take_along_axis(tokens, at, axis=1), 0), visible
 
 
+def unmasked(visible: Any, masked: Any) -> Any:
+    """The visible positions that are not masked; all of them where every one is masked."""
+    kept = visible & ~masked
+    return kept | (visible & ~kept.any(-1, keepdims=True))
+
+
 @partial(jax.jit, static_argnames=("num_tokens", "solver"))
-def solve_positions(
+def maximise(
     tokens: Int[Array, "prompt position"],
     lengths: Int[Array, " prompt"],
     last: Int[Array, " prompt"],
@@ -120,16 +127,24 @@ def solve_positions(
     prior: Float[Array, ""],
     tolerance: Float[Array, ""],
     max_iterations: Int[Array, ""],
+    masked: Bool[Array, "group lag"],
+    start: tuple[Float[Array, "row token"], Float[Array, " free"]],
+    warm: Bool[Array, ""],
     *,
     num_tokens: int,
     solver: str = "newton",
-) -> PositionSolution:
-    """Maximise the joint likelihood; for use under jit and vmap, with no checks.
+) -> Optimum:
+    """Maximise the joint likelihood; no checks.
+
+    ``masked`` positions have weight zero. Newton starts at ``start`` if ``warm``; else at 0, and
+    frees the log-weights once the logits are at their optimum.
 
     Time O(n(K² + KN + KN²)) per Newton iteration with N lags, O(nNK) per iteration of L-BFGS.
     """
     num_groups, num_lags, _ = design.shape
     by_age, visible = by_lag(tokens, lengths, num_lags)
+    group = lengths - 1 if num_groups > 1 else jnp.zeros_like(lengths)
+    visible = unmasked(visible, masked[group])
     n = tokens.shape[0]
     counts = jnp.zeros((n, num_tokens), jnp.int32)
     counts = counts.at[jnp.arange(n)[:, None], by_age].add(visible.astype(jnp.int32))
@@ -137,21 +152,17 @@ def solve_positions(
     components = cooccurrence_components(blocks)
     finite = has_finite_maximum(blocks, components).all(-1)
 
-    group = lengths - 1 if num_groups > 1 else jnp.zeros_like(lengths)
     cells = _cells(by_age, visible, last, y, group, num_tokens, num_groups)
     hit = visible & (by_age == y[:, None])
     table = jnp.zeros((2, num_groups, num_lags), bool)
     table = table.at[0, group].max(visible).at[1, group].max(hit)
-    never = (table[0] & ~table[1]).astype(design.dtype)
-    endless = jnp.einsum("gl,glm->m", never, design) > 0  # a slope has no lag of its own
 
     problem = _Problem(cells, design, prior, component_projector(components).astype(design.dtype))
-    flat, joint = _newton(problem, tolerance, max_iterations, joint=solver == "newton")
+    flat, joint = _newton(problem, tolerance, max_iterations, start, warm, joint=solver == "newton")
     if solver != "newton":
         joint = _first_order(problem, flat, tolerance, max_iterations, solver)
     logits = joint.logits - jnp.einsum("kab,kb->ka", problem.projector, joint.logits)
-    free = prior > 0
-    return PositionSolution(
+    return Optimum(
         logits,
         joint.theta,
         joint.loss,
@@ -161,7 +172,7 @@ def solve_positions(
         flat.loss,
         components,
         ~finite,
-        endless & ~free,
+        table[0] & ~table[1],
     )
 
 
@@ -315,9 +326,17 @@ def _sums(cells: Cells, logits: jax.Array, table: jax.Array) -> Evaluation:
 
 
 def _newton(
-    problem: _Problem, tolerance: jax.Array, max_iterations: jax.Array, *, joint: bool
+    problem: _Problem,
+    tolerance: jax.Array,
+    max_iterations: jax.Array,
+    first: tuple[jax.Array, jax.Array],
+    warm: jax.Array,
+    *,
+    joint: bool,
 ) -> tuple[_Stop, _Stop]:
     """Damped Newton steps from 0: in ``S`` alone, and from that optimum in both (if ``joint``).
+
+    If ``warm``, in both at once, from ``first``.
 
     Where the loss curves downwards in ``θ``, the Fisher information takes the place of its
     curvature, so that every direction descends. What the information does not see stays put.
@@ -422,15 +441,15 @@ def _newton(
 
     zero, none = jnp.zeros((size, size), dtype), jnp.zeros(free, dtype)
     infinite, zero_step = jnp.array(jnp.inf, dtype), jnp.zeros((), dtype)
-    state = {  # the first pass moves nowhere and looks at 0
-        "logits": zero,
-        "theta": none,
+    state = {  # the first pass moves nowhere and looks at the start
+        "logits": jnp.where(warm, first[0], 0),
+        "theta": jnp.where(warm, first[1], 0),
         "loss": infinite,
         "direction": zero,
         "theta_direction": none,
         "along": zero_step,
         "done": jnp.array(False),
-        "freed": jnp.array(False),
+        "freed": warm,
         "flat_logits": zero,
         "flat_loss": infinite,
         "step": jnp.ones((), dtype),

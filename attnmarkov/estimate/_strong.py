@@ -85,4 +85,4 @@ def reachability(blocks: Blocks) -> Bool[Array, "row token token"]:
 def restrict(blocks: Blocks, together: Bool[Array, "row token token"]) -> Blocks:
     """Every prompt less the tokens that are not ``together`` with its label."""
     kept = together[blocks.row[:, None], blocks.labels]
-    return blocks._replace(log_counts=jnp.where(kept, blocks.log_counts, -jnp.inf))
+    return blocks._replace(log_counts=jnp.where(kept, blocks.log_counts, -jnp.inf), counts=None)

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from attnmarkov import _validate
-from attnmarkov.estimate import _check, _contrasts
+from attnmarkov import _random, _validate
+from attnmarkov.estimate import _check, _contrasts, _guards
 from attnmarkov.estimate._blocks import blocks_of
 from attnmarkov.estimate._strong import maximum
 from attnmarkov.estimate.graphs import cooccurrence_components
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from attnmarkov.estimate.result import Fit
+    from attnmarkov.model.contexts import Context
     from attnmarkov.rollout.engine import Engine
 
 _ELEMENTS = 2**22  # numbers of the prompts that are refitted at once, n K each
@@ -134,12 +135,21 @@ def bootstrap(
     num_replicates: int = 999,
     *,
     contrasts: ArrayLike | None = None,
+    weights: ArrayLike | None = None,
+    context: Context | None = None,
+    row_groups: ArrayLike | None = None,
 ) -> BootstrapFits:
     """Draw labels for the same prompts from the fitted model and refit, many times.
 
+    Weights, context and row groups are those of the fit; labels are drawn in that context, one
+    for every copy of a prompt, and rows are tied in every refit. On concrete inputs the
+    components of the fit and its standard errors are computed anew from them, and must be the
+    fit's.
+
     Replicate ``b`` depends on ``(key, b)``, the model and the prompts alone. The refits are
     maximum likelihood, without a prior, vmapped in blocks of bounded memory. Works under jit
-    and vmap over ``(fit, prompts, key)`` with ``contrasts`` given.
+    and vmap over ``(fit, prompts, key)`` with ``contrasts`` given; weights and row groups must be
+    concrete.
 
     Args:
         fit: The fit whose model is drawn from. If it is separated its model is wherever the
@@ -149,9 +159,14 @@ def bootstrap(
         num_replicates: Number of replicates B, at least 1.
         contrasts: (m, 3) integers, a row ``k`` and tokens ``a`` and ``b`` each. By default every
             token against the least token of its component, in every row.
+        weights: (n,) whole numbers, how many copies of each prompt were fitted: a weight of 3
+            draws three labels, and takes the memory of three prompts.
+        context: As the fit's.
+        row_groups: (K,) as the fit's.
 
     Raises:
-        ValueError: If an argument is out of range or the vocabularies differ.
+        ValueError: If an argument is out of range, the vocabularies differ, a weight is not a
+            whole number, or the fit was made of other prompts or in another way.
 
     >>> import jax, attnmarkov as am
     >>> prompts = am.Prompts.from_tokens([[0, 1]] * 60, 2)
@@ -162,14 +177,43 @@ def bootstrap(
     True
     """
     _validate.check_key(key)
+    _guards.is_fit(fit)
     _check.prompts(prompts)
     _check.vocabulary(prompts, fit.model, "fit")
+    weights = _check.sample_weights(prompts, weights)
+    log_counts = _check.offsets(prompts, context)
+    groups = _check.row_groups(prompts, row_groups)
     number = _validate.integer(num_replicates, "num_replicates", minimum=1)
-    wanted = jnp.asarray(_wanted(fit, contrasts))
+    wanted = _wanted(fit, contrasts)
+    own = _contrasts.in_groups(wanted, groups)
+    copies = _copies(weights)
+    if _validate.is_concrete(fit, prompts, log_counts):
+        _guards.same_prompts(fit, prompts, weights, log_counts, groups)
+    data = prompts.counts, prompts.last, log_counts
+    if copies is not None:
+        data = tuple(None if x is None else x[copies] for x in data)
     estimates, logits, status = _redraw(
-        fit.model.logits, prompts.counts, prompts.last, key, wanted, num_replicates=number
+        fit.model.logits, *data, groups, key, jnp.asarray(own), num_replicates=number
     )
+    wanted = jnp.asarray(wanted)
     return BootstrapFits(wanted, _of(fit, wanted), estimates, logits, status)
+
+
+def _copies(weights: jax.Array | None) -> np.ndarray | None:
+    """The prompt of every copy, in order."""
+    if weights is None:
+        return None
+    if not _validate.is_concrete(weights):
+        raise ValueError("weights: must be concrete for a bootstrap, also under jit and vmap")
+    number = np.asarray(weights, np.float64)
+    broken = number != np.round(number)
+    if broken.any():
+        row = int(broken.argmax())
+        raise ValueError(
+            f"weights: must be whole numbers for a bootstrap, which draws a label for every copy "
+            f"of a prompt; got {number[row]:g} at [{row}]"
+        )
+    return np.repeat(np.arange(number.size), number.astype(np.int64))
 
 
 def bootstrap_trajectory(
@@ -192,7 +236,8 @@ def bootstrap_trajectory(
 
     Args:
         fit: The fit whose model is rolled out.
-        prompt: (L,) token ids, the prompt of every trajectory.
+        prompt: (L,) token ids, the prompt of every trajectory, or a
+            :class:`~attnmarkov.Prompts` of that one prompt.
         num_steps: Tokens T generated per trajectory, at least 1.
         key: A typed JAX key.
         num_replicates: Number of replicates B, at least 1.
@@ -215,11 +260,20 @@ def bootstrap_trajectory(
     """
     from attnmarkov.rollout import rollout
 
+    _guards.is_fit(fit)
     steps = _validate.integer(num_steps, "num_steps", minimum=1)
     number = _validate.integer(num_replicates, "num_replicates", minimum=1)
     each = _validate.integer(num_trajectories, "num_trajectories", minimum=1)
     wanted = jnp.asarray(_wanted(fit, contrasts))
     size = fit.model.num_tokens
+    start_from = prompt if isinstance(prompt, Prompts) else Prompts.from_tokens(prompt, size)
+    if start_from.num_tokens != size:
+        raise ValueError(f"prompt: over {start_from.num_tokens} tokens, but the fit has {size}")
+    if len(start_from) != 1:
+        raise ValueError(
+            f"prompt: expected the one prompt of every trajectory, got {len(start_from)}"
+        )
+    grown_from = Prompts(start_from.counts, start_from.last)  # all that a refit looks at
     together = max(1, min(number, _ELEMENTS // (each * steps * size)))
     parts = []
     for start in range(0, number, together):  # the last block may reach beyond: shapes stay
@@ -233,7 +287,7 @@ def bootstrap_trajectory(
             first_replicate=start * each,
         )
         tokens = trajectory.tokens.reshape(together, each, steps)
-        parts.append(_refit_trajectories(tokens, jnp.asarray(prompt), wanted, size))
+        parts.append(_refit_trajectories(tokens, grown_from, wanted, size))
     found = jax.tree.map(lambda *x: jnp.concatenate(x)[:number], *parts)
     return BootstrapFits(wanted, _of(fit, wanted), *found)
 
@@ -256,6 +310,8 @@ def _redraw(
     logits: jax.Array,
     counts: jax.Array,
     last: jax.Array,
+    log_counts: jax.Array | None,
+    groups: jax.Array | None,
     key: jax.Array,
     contrasts: jax.Array,
     *,
@@ -265,8 +321,15 @@ def _redraw(
 
     @jax.vmap
     def replicate(index: jax.Array) -> tuple[jax.Array, jax.Array, Status]:
-        y = model.sample(jax.random.fold_in(key, index), prompts)
-        return _refit(counts, last, y, contrasts)
+        own = jax.random.fold_in(key, index)
+        if log_counts is None:
+            y = model.sample(own, prompts)
+        else:
+            scores = logits[last] + log_counts
+            scores = jnp.exp(scores - scores.max(-1, keepdims=True))
+            seeds = _random.replicate_seeds(own, jnp.arange(last.size), "labels")
+            y = _random.draw(scores, _random.words(seeds, 0))
+        return _refit(counts, last, y, contrasts, log_counts, groups)
 
     # Blocks of one size: the batched Cholesky factors of a smaller rest, run beside the loop,
     # could wait for those of the loop on XLA's threads for ever.
@@ -274,14 +337,21 @@ def _redraw(
     number = -(-num_replicates // together)
     ids = jnp.arange(number * together).reshape(number, together)
     found = jax.lax.map(replicate, ids)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:num_replicates], found)
+    return jax.tree.map(
+        lambda x: x.reshape(number * together, *x.shape[2:])[:num_replicates], found
+    )
 
 
 def _refit(
-    counts: jax.Array, last: jax.Array, y: jax.Array, contrasts: jax.Array
+    counts: jax.Array,
+    last: jax.Array,
+    y: jax.Array,
+    contrasts: jax.Array,
+    log_counts: jax.Array | None = None,
+    groups: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, Status]:
-    """Contrasts, logits and status of one replicate."""
-    blocks = blocks_of(counts, last, y)
+    """Contrasts (of groups, where rows are tied), logits by row and status of one replicate."""
+    blocks = blocks_of(counts, last if groups is None else groups[last], y, None, log_counts)
     top = maximum(blocks)
     components = cooccurrence_components(blocks)
     joined = components[:, :, None] == components[:, None, :]
@@ -289,14 +359,15 @@ def _refit(
         finite=jnp.isfinite(top.logits).all(),
         solved=top.converged,
         separated=(joined & ~top.reach).any(),
-        identified=(components == 0).all(),
+        identified=((components if groups is None else components[groups]) == 0).all(),
     )
-    return jnp.where(top.converged, top.contrast(contrasts), jnp.nan), top.logits, status
+    logits = top.logits if groups is None else top.logits[groups]
+    return jnp.where(top.converged, top.contrast(contrasts), jnp.nan), logits, status
 
 
 @partial(jax.jit, static_argnames="num_tokens")
 def _refit_trajectories(
-    tokens: jax.Array, prompt: jax.Array, contrasts: jax.Array, num_tokens: int
+    tokens: jax.Array, prompt: Prompts, contrasts: jax.Array, num_tokens: int
 ) -> tuple[jax.Array, jax.Array, Status]:
     """The same for (B, M, T) tokens, the M trajectories of a replicate pooled."""
 

@@ -153,6 +153,7 @@ def minimise_minibatch(
             labels=blocks.labels[block, slot][:, None],
             weight=(share[drawn] > 0).astype(share.dtype)[:, None],
             row=blocks.row[block],
+            counts=None if blocks.counts is None else blocks.counts[block, slot][:, None],
         )
 
     def change(logits: jax.Array, anchor: jax.Array, batch: Blocks) -> jax.Array:

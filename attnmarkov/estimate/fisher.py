@@ -18,21 +18,36 @@ if TYPE_CHECKING:
 
     from attnmarkov.estimate._blocks import Blocks
     from attnmarkov.model.ccmc import CCMC
+    from attnmarkov.model.contexts import Context
     from attnmarkov.prompts.batch import Prompts
 
 
-def fisher_information(model: CCMC, prompts: Prompts) -> Float[Array, "row token token"]:
+def fisher_information(
+    model: CCMC,
+    prompts: Prompts,
+    *,
+    weights: ArrayLike | None = None,
+    context: Context | None = None,
+) -> Float[Array, "row token token"]:
     """Expected Fisher information of one sample about ``S``, averaged over the prompts.
 
     Entry ``[k]`` is ``(1/n) Σ_{i: last = k} (diag p_i − p_i p_iᵀ)`` with the model's next-token
     laws ``p_i``; information between different rows is zero. Works under jit and vmap. Time
     O(nK²), memory O(nK + K³).
 
+    Args:
+        model: Where the information is evaluated.
+        prompts: n prompts over the model's K tokens.
+        weights: (n,) how often each prompt counts, as in :func:`attnmarkov.fit`; the average is
+            weighted.
+        context: How positions are weighed, as in :func:`attnmarkov.fit`.
+
     Returns:
         (K, K, K), in nats per squared logit.
 
     Raises:
-        ValueError: If there is no prompt or the vocabularies differ.
+        ValueError: If there is no prompt, the vocabularies differ, or the weights or the context
+            do not fit the prompts.
 
     >>> from attnmarkov.model.ccmc import CCMC
     >>> from attnmarkov.prompts.batch import Prompts
@@ -42,11 +57,18 @@ def fisher_information(model: CCMC, prompts: Prompts) -> Float[Array, "row token
     """
     _check.prompts(prompts)
     _check.vocabulary(prompts, model, "model")
-    return _information(model.logits, prompts.counts, prompts.last)
+    weights = _check.sample_weights(prompts, weights)
+    log_counts = _check.offsets(prompts, context)
+    return _information(model.logits, prompts.counts, prompts.last, weights, log_counts)
 
 
 def observed_information(
-    model: CCMC, prompts: Prompts, y: ArrayLike
+    model: CCMC,
+    prompts: Prompts,
+    y: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    context: Context | None = None,
 ) -> Float[Array, "row token token"]:
     """Observed information of one sample about ``S``: the Hessian of the mean loss.
 
@@ -55,21 +77,35 @@ def observed_information(
     :func:`fisher_information` at the same model. At a fit it is what its standard errors are
     made of.
 
+    Args:
+        model: Where the information is evaluated.
+        prompts: n prompts over the model's K tokens.
+        y: (n,) labels.
+        weights: (n,) how often each prompt counts, as in :func:`attnmarkov.fit`; the average is
+            weighted.
+        context: How positions are weighed, as in :func:`attnmarkov.fit`.
+
     Returns:
         (K, K, K), in nats per squared logit; information between different rows is zero.
 
     Raises:
-        ValueError: If there is no prompt, the vocabularies differ, or a label does not stand in
-            its prompt.
+        ValueError: As :func:`fisher_information`, or if a label does not stand in its prompt.
     """
     _check.prompts(prompts)
     _check.vocabulary(prompts, model, "model")
-    _check.labels(prompts, y)
-    return _information(model.logits, prompts.counts, prompts.last)
+    weights = _check.sample_weights(prompts, weights)
+    log_counts = _check.offsets(prompts, context)
+    _check.labels(prompts, y, weights, log_counts)
+    return _information(model.logits, prompts.counts, prompts.last, weights, log_counts)
 
 
 def score_information(
-    model: CCMC, prompts: Prompts, y: ArrayLike
+    model: CCMC,
+    prompts: Prompts,
+    y: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    context: Context | None = None,
 ) -> Float[Array, "row token token"]:
     """Mean outer product of the scores, ``(1/n) Σ_{i: last = k} r_i r_iᵀ`` with ``r = 1_y − p``.
 
@@ -77,6 +113,14 @@ def score_information(
     them is :func:`fisher_information`). Where they do not, it still is the variance of the score
     of one sample, the middle of the sandwich in :func:`attnmarkov.estimate.intervals` with
     ``method="robust"``.
+
+    Args:
+        model: Where the information is evaluated.
+        prompts: n prompts over the model's K tokens.
+        y: (n,) labels.
+        weights: (n,) how often each prompt counts, as in :func:`attnmarkov.fit`; the average is
+            weighted.
+        context: How positions are weighed, as in :func:`attnmarkov.fit`.
 
     Returns:
         (K, K, K), in nats per squared logit; every row sums to zero.
@@ -92,14 +136,24 @@ def score_information(
     """
     _check.prompts(prompts)
     _check.vocabulary(prompts, model, "model")
-    labels = _check.labels(prompts, y)
-    return _scores(model.logits, prompts.counts, prompts.last, labels)
+    weights = _check.sample_weights(prompts, weights)
+    log_counts = _check.offsets(prompts, context)
+    labels = _check.labels(prompts, y, weights, log_counts)
+    return _scores(model.logits, prompts.counts, prompts.last, labels, weights, log_counts)
 
 
 @jax.jit
-def _scores(logits: jax.Array, counts: jax.Array, last: jax.Array, y: jax.Array) -> jax.Array:
-    blocks = blocks_of(counts, last, y)
-    return score_products(blocks, laws(blocks, logits)[0]) / counts.shape[0]
+def _scores(
+    logits: jax.Array,
+    counts: jax.Array,
+    last: jax.Array,
+    y: jax.Array,
+    weights: jax.Array | None,
+    log_counts: jax.Array | None,
+) -> jax.Array:
+    blocks = blocks_of(counts, last, y, weights, log_counts)
+    products = score_products(blocks, laws(blocks, logits)[0])
+    return products / _total(counts, weights)
 
 
 def score_products(blocks: Blocks, probs: jax.Array) -> Float[Array, "row token token"]:
@@ -109,9 +163,19 @@ def score_products(blocks: Blocks, probs: jax.Array) -> Float[Array, "row token 
 
 
 @jax.jit
-def _information(logits: jax.Array, counts: jax.Array, last: jax.Array) -> jax.Array:
-    blocks = blocks_of(counts, last)
-    return curvature(blocks, laws(blocks, logits)[0]) / counts.shape[0]
+def _information(
+    logits: jax.Array,
+    counts: jax.Array,
+    last: jax.Array,
+    weights: jax.Array | None,
+    log_counts: jax.Array | None,
+) -> jax.Array:
+    blocks = blocks_of(counts, last, None, weights, log_counts)
+    return curvature(blocks, laws(blocks, logits)[0]) / _total(counts, weights)
+
+
+def _total(counts: jax.Array, weights: jax.Array | None) -> int | jax.Array:
+    return counts.shape[0] if weights is None else weights.sum()
 
 
 class InformationTrace(NamedTuple):

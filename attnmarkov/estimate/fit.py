@@ -17,7 +17,7 @@ from attnmarkov.estimate.graphs import (
     has_finite_maximum,
 )
 from attnmarkov.estimate.laplacian import eliminate, pseudo_inverse_diagonal
-from attnmarkov.estimate.likelihood import curvature, evaluate, total_objective
+from attnmarkov.estimate.likelihood import curvature, laws, losses, total_objective
 from attnmarkov.estimate.newton import newton
 from attnmarkov.estimate.prior import Prior, as_prior
 from attnmarkov.estimate.result import Fit
@@ -175,21 +175,27 @@ def _fit(
         else:
             solution = minimise_minibatch(transform, blocks, prior, key, batch_size, *limits)
     projector = component_projector(joined).astype(solution.logits.dtype)
-    logits = solution.logits - jnp.einsum("kab,kb->ka", projector, solution.logits)
 
-    at = evaluate(blocks, logits, None)
-    per_row = blocks.labels_per_row()
-    n = per_row.sum()
-    counted = jnp.ones_like(y, bool) if weights is None else weights > 0
+    def centred(logits: jax.Array) -> jax.Array:
+        exact = jax.lax.Precision.HIGHEST
+        return logits - jnp.einsum("kab,kb->ka", projector, logits, precision=exact)
+
+    if solver != "newton":  # a last step, since a small gradient of a rare token says little
+        none = jnp.zeros_like(max_iterations)
+        last_step = newton(blocks, joined, prior, tolerance, none, centred(solution.logits))
+        ended = jnp.where(solution.converged, last_step.logits, solution.logits)
+        solution = solution._replace(logits=ended)
+    logits = centred(solution.logits)
+
+    probs, normaliser = laws(blocks, logits)
+    n = blocks.labels_per_row().sum()
+    nll = (losses(blocks, logits, probs, normaliser) * blocks.weight).sum() / n
     known_token = (y >= 0) & (y < blocks.num_tokens)
-    log_n = jnp.log(counts.astype(logits.dtype)) if log_counts is None else log_counts
-    chosen = jnp.take_along_axis(log_n, y[:, None], axis=1, mode="clip")[:, 0]
-    chosen = jnp.where(counted, jnp.where(known_token, chosen, -jnp.inf), 0)
     if weights is not None:
-        chosen = jnp.where(counted, chosen * weights, 0)
-    nll = ((at.loss * per_row).sum() - chosen.sum()) / n
+        known_token |= weights <= 0
+    nll = jnp.where(known_token.all(), nll, jnp.inf)
 
-    elimination = eliminate(curvature(blocks, at.probs) + prior.laplacian(logits), prior.precision)
+    elimination = eliminate(curvature(blocks, probs) + prior.laplacian(logits), prior.precision)
     variance = pseudo_inverse_diagonal(elimination, joined)
     alone = (joined[:, :, None] == joined[:, None, :]).sum(-1) == 1
     known = ~alone & (finite | prior.is_proper)

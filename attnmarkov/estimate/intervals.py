@@ -12,7 +12,7 @@ import numpy as np
 from jax.scipy.special import ndtri
 
 from attnmarkov import _validate
-from attnmarkov.estimate import _check, _contrasts
+from attnmarkov.estimate import _check, _contrasts, _guards
 from attnmarkov.estimate._blocks import blocks_of
 from attnmarkov.estimate._strong import Maximum, maximum
 from attnmarkov.estimate.fisher import score_products
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from attnmarkov.estimate._blocks import Blocks
     from attnmarkov.estimate.result import Fit
+    from attnmarkov.model.contexts import Context
     from attnmarkov.prompts.batch import Prompts
 
 METHODS = ("wald", "robust", "profile", "bootstrap")
@@ -84,6 +85,9 @@ def intervals(
     level: float = 0.95,
     key: Key[Array, ""] | None = None,
     num_replicates: int = 999,
+    weights: ArrayLike | None = None,
+    context: Context | None = None,
+    row_groups: ArrayLike | None = None,
 ) -> Intervals:
     """Intervals for contrasts ``S[k, a] − S[k, b]`` around a maximum likelihood fit.
 
@@ -102,7 +106,12 @@ def intervals(
     from how far a solver ran. A contrast between tokens that the data do not compare has NaN for
     estimate and standard error, NaN ends, and the whole line as its profile interval.
 
-    Works under jit and vmap over ``(fit, prompts, y)`` with ``contrasts`` given. Profiles take
+    Weights, context and row groups are those of the fit. Weights count as copies, so that
+    standard errors shrink as they grow. On concrete inputs the loss of the fit is computed anew
+    from the data, and must be what it says.
+
+    Works under jit and vmap over ``(fit, prompts, y)`` with ``contrasts`` given (concrete, as
+    ``row_groups``); where the maximum was not reached, estimates are then NaN. Profiles take
     about ten passes of O(nK² + K⁴) per end and contrast of the row with the most contrasts.
 
     Args:
@@ -115,11 +124,15 @@ def intervals(
         level: Nominal coverage, in (0, 1).
         key: A typed JAX key, for the bootstrap.
         num_replicates: Of the bootstrap.
+        weights: (n,) as the fit's; whole numbers for the bootstrap.
+        context: As the fit's.
+        row_groups: (K,) as the fit's.
 
     Raises:
         ValueError: If an argument is out of range, shapes disagree, the fit ended at its
-            iteration limit or is not finite, or its logits are not the maximum likelihood of
-            these prompts and labels (because of a prior, or because the data are others).
+            iteration limit or is not finite, it has a prior, its loss or its logits are not
+            those of the maximum likelihood of these prompts, labels, weights, context and row
+            groups, or that maximum could not be computed.
 
     >>> import attnmarkov as am
     >>> prompts = am.Prompts.from_tokens([[0, 1]] * 60, 2)
@@ -130,9 +143,13 @@ def intervals(
         1  1 - 0            0.6931      0.2739      0.1692       1.249)
     """
     _validate.choice(method, "method", METHODS)
+    _guards.is_fit(fit)
     _check.prompts(prompts)
     _check.vocabulary(prompts, fit.model, "fit")
-    labels = _check.labels(prompts, y)
+    weights = _check.sample_weights(prompts, weights)
+    log_counts = _check.offsets(prompts, context)
+    labels = _check.labels(prompts, y, weights, log_counts)
+    tied = _check.row_groups(prompts, row_groups)
     check_level(level)
     if contrasts is None:
         wanted = _contrasts.default(fit.components)
@@ -141,26 +158,51 @@ def intervals(
     if _validate.is_concrete(fit) and fit.status.name in ("iteration_limit", "non_finite"):
         raise ValueError(f"fit: did not converge ({fit.status.name}). {fit.status}")
 
-    groups = _contrasts.grouped(wanted)
+    if _validate.is_concrete(fit, prompts, labels, weights, log_counts):
+        _guards.no_prior(fit)
+        _guards.same_data(fit, "fit", prompts, np.asarray(labels), weights, log_counts)
+
+    own = _contrasts.in_groups(wanted, tied)
+    last = prompts.last if tied is None else tied[prompts.last]
     blocks, top, estimate, errors = _estimates(
-        prompts.counts, prompts.last, labels, groups, is_robust=method == "robust"
+        prompts.counts,
+        last,
+        labels,
+        weights,
+        log_counts,
+        _contrasts.grouped(own),
+        is_robust=method == "robust",
     )
+    if _validate.is_concrete(top.converged) and not np.all(top.converged):
+        raise ValueError(
+            "fit: the solver that the intervals start from did not reach the maximum of the "
+            "likelihood of these prompts and labels, so nothing can be said of its contrasts"
+        )
     if _validate.is_concrete(fit, estimate, errors):
         _check_fit(fit, wanted, np.asarray(estimate), np.asarray(errors))
     quantile = normal_quantile(level, estimate.dtype)
     if method == "profile":
-        low, high = _profile(blocks, top, *_by_row(wanted, prompts.num_tokens), quantile)
+        low, high = _profile(blocks, top, *_by_row(own, prompts.num_tokens), quantile)
     elif method == "bootstrap":
         from attnmarkov.estimate.bootstrap import bootstrap
 
         if key is None:
             raise ValueError("key: the bootstrap needs a key such as jax.random.key(0)")
-        fits = bootstrap(fit, prompts, key, num_replicates, contrasts=wanted)
+        fits = bootstrap(
+            fit,
+            prompts,
+            key,
+            num_replicates,
+            contrasts=wanted,
+            weights=weights,
+            context=context,
+            row_groups=row_groups,
+        )
         low, high = fits.interval(level)
         low, high = (jnp.where(jnp.isfinite(estimate), end, jnp.nan) for end in (low, high))
     else:
         low, high = estimate - quantile * errors, estimate + quantile * errors
-    return Intervals(groups.contrasts, estimate, errors, low, high, level, method)
+    return Intervals(jnp.asarray(wanted), estimate, errors, low, high, level, method)
 
 
 @partial(jax.jit, static_argnames="is_robust")
@@ -168,12 +210,14 @@ def _estimates(
     counts: jax.Array,
     last: jax.Array,
     labels: jax.Array,
+    weights: jax.Array | None,
+    log_counts: jax.Array | None,
     groups: _contrasts.Grouped,
     *,
     is_robust: bool,
 ) -> tuple[Blocks, Maximum, jax.Array, jax.Array]:
     """The contrasts at the maximum and their standard errors, and what a profile starts from."""
-    blocks = blocks_of(counts, last, labels)
+    blocks = blocks_of(counts, last, labels, weights, log_counts)
     top = maximum(blocks)
     estimate = top.contrast(groups.contrasts)
     probs = laws(top.blocks, top.logits)[0]
@@ -235,7 +279,7 @@ def _check_fit(fit: Fit, contrasts: np.ndarray, estimate: np.ndarray, errors: np
         raise ValueError(
             f"fit: its contrast {a[i]} - {b[i]} in row {row[i]} is {own:.4g}, but the maximum "
             f"likelihood of these prompts and labels has {estimate[i]:.4g}; intervals are for "
-            "fits without a prior, of the same data"
+            "maximum likelihood fits of the same data, with the same row groups"
         )
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from attnmarkov.estimate.prior import Prior
 
 
+_EXACT = jax.lax.Precision.HIGHEST  # accelerators would otherwise multiply in bf16 or tf32
+
+
 class Evaluation(NamedTuple):
     """Row losses at one ``S``, per label of the row."""
 
@@ -25,7 +28,29 @@ class Evaluation(NamedTuple):
 
 
 def laws(blocks: Blocks, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Next-token laws (G, C, K) and their log normalisers (G, C, 1)."""
+    """Next-token laws (G, C, K) and their log normalisers (G, C, 1).
+
+    From products of counts and ``e^S``, one exponential a logit, unless a prompt holds nothing
+    but tokens too far below their row's largest for that; then by logarithms, in a loop of one
+    turn, which is not run where no dataset of a vmapped batch needs it.
+    """
+    if blocks.counts is None:
+        return _laws_by_logs(blocks, logits)
+    top = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    weights = jnp.exp(logits - top)[blocks.row]
+    total = jnp.einsum("gca,ga->gc", blocks.counts, weights, precision=_EXACT)[..., None]
+    probs = blocks.counts * weights[:, None, :] * (1 / total)
+    lost = ~(total >= jnp.finfo(total.dtype).tiny * 2.0**40)
+    normaliser = top[blocks.row][:, None, :] + jnp.log(total)
+    _, found = jax.lax.while_loop(
+        lambda carry: carry[0],
+        lambda _: (jnp.array(False), _laws_by_logs(blocks, logits)),
+        (lost.any(), (probs, normaliser)),
+    )
+    return found
+
+
+def _laws_by_logs(blocks: Blocks, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     scores = blocks.log_counts + logits[blocks.row][:, None, :]
     top = jax.lax.stop_gradient(scores.max(-1, keepdims=True))
     weights = jnp.exp(scores - top)
@@ -42,16 +67,33 @@ def evaluate(blocks: Blocks, logits: jax.Array, prior: Prior | None) -> Evaluati
     cancels.
     """
     probs, normaliser = laws(blocks, logits)
-    is_label = blocks.is_label
-    own = logits[blocks.row][:, None, :]
-    label_score = jnp.where(is_label, own, 0).sum(-1)
+    label_score = jnp.take_along_axis(logits[blocks.row], blocks.labels, axis=-1, mode="clip")
     loss = ((normaliser[..., 0] - label_score) * blocks.weight).sum(-1)
     loss = blocks.sum_by_row(loss)
-    gradient = blocks.sum_by_row(((probs - is_label) * blocks.weight[..., None]).sum(1))
+    residual = probs - blocks.is_label
+    residual = jnp.einsum("gca,gc->ga", residual, blocks.weight, precision=_EXACT)
+    gradient = blocks.sum_by_row(residual)
     if prior is not None:
         loss, gradient = loss + prior.penalty(logits), gradient + prior.gradient(logits)
     scale = scale_of_rows(blocks.labels_per_row())
     return Evaluation(scale * loss, scale[:, None] * gradient, probs)
+
+
+def losses(
+    blocks: Blocks, logits: jax.Array, probs: jax.Array, normaliser: jax.Array
+) -> Float[Array, "block slot"]:
+    """``−log P_S(y | X)`` of every slot, from its :func:`laws`; never negative.
+
+    From the probability of the other tokens where that is the smaller: a label that was all but
+    certain costs next to nothing, which a difference of logarithms could not hold.
+    """
+    others = jnp.where(blocks.is_label, 0, probs).sum(-1)
+    own = jnp.take_along_axis(logits[blocks.row], blocks.labels, axis=-1, mode="clip")
+    own += jnp.take_along_axis(blocks.log_counts, blocks.labels[..., None], -1, mode="clip")[..., 0]
+    rare = normaliser[..., 0] - own
+    small = others < 0.5
+    held = jnp.take_along_axis(probs, blocks.labels[..., None], -1, mode="clip")[..., 0] > 0
+    return jnp.where(small & held, -jnp.log1p(-jnp.where(small, others, 0)), rare)
 
 
 def scale_of_rows(labels_per_row: jax.Array) -> jax.Array:
@@ -91,7 +133,7 @@ def curvature(blocks: Blocks, probs: jax.Array) -> Float[Array, "row token token
 
     def add(total: jax.Array, part: tuple[jax.Array, jax.Array]):
         p, row = part
-        products = jnp.einsum("gca,gcb->gab", p, p, precision=jax.lax.Precision.HIGHEST)
+        products = jnp.einsum("gca,gcb->gab", p, p, precision=_EXACT)
         return total.at[row].add(products, indices_are_sorted=True), None
 
     cut = (weighted.reshape(-1, step, *probs.shape[1:]), blocks.row.reshape(-1, step))

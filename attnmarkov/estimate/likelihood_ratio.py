@@ -9,17 +9,17 @@ import jax
 import numpy as np
 
 from attnmarkov import _validate
-from attnmarkov.estimate import _check
+from attnmarkov.estimate import _check, _guards
 from attnmarkov.estimate.result import Fit
 from attnmarkov.model.ccmc import CCMC
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    from attnmarkov.model.contexts import Context
     from attnmarkov.prompts.batch import Prompts
 
 _ROUNDING = 1e-3  # of a statistic that should not be negative: logits are known to 1e-6
-_ELEMENTS = 2**22  # laws that are held in float64 at once
 
 
 @jax.tree_util.register_dataclass
@@ -53,10 +53,13 @@ def likelihood_ratio_test(
     y: ArrayLike,
     *,
     df: int | None = None,
+    weights: ArrayLike | None = None,
+    context: Context | None = None,
 ) -> LikelihoodRatioTest:
     """Test a null model against a full one that contains it (Wilks).
 
-    Both are maximum likelihood fits of these prompts and labels, without a prior; or a
+    Both are maximum likelihood fits of these prompts and labels, with these weights and in this
+    context, without a prior (``row_groups`` may tie rows of either); or a
     :class:`~attnmarkov.CCMC`, a model fixed before the data were seen. The p-value is asymptotic:
     it asks for many labels per parameter.
 
@@ -70,12 +73,15 @@ def likelihood_ratio_test(
         y: (n,) labels.
         df: Degrees of freedom. By default the parameters that the data identify in ``full``
             less those in ``null``; a CCMC has none.
+        weights: (n,) the weights of both fits; as everywhere they count as copies.
+        context: The context of both fits.
 
     Raises:
         ValueError: If an input is traced, a fit is separated, did not converge or is not finite
-            (it is named), the degrees of freedom are not positive, the full model gives a label
+            (it is named), has a prior or another loss on these data than it had when it was
+            fitted, the degrees of freedom are not positive, the full model gives a label
             probability zero, or the null model fits better, by more than rounding: then it is not
-            nested in the full one, or a fit is not of these data or has a prior.
+            nested in the full one.
 
     References:
         Wilks, Annals of Mathematical Statistics 9 (1938).
@@ -89,11 +95,17 @@ def likelihood_ratio_test(
     """
     from scipy import stats
 
-    if not _validate.is_concrete(null, full, prompts, y):
+    if not _validate.is_concrete(null, full, prompts, y, weights, context):
         raise ValueError("null, full, prompts, y: the test needs concrete inputs, not traced ones")
     _check.prompts(prompts)
     models = [_model(x, name, prompts) for x, name in ((null, "null"), (full, "full"))]
-    labels = np.asarray(_check.labels(prompts, y))
+    weights = _check.sample_weights(prompts, weights)
+    log_counts = _check.offsets(prompts, context)
+    data = prompts, np.asarray(_check.labels(prompts, y, weights, log_counts)), weights, log_counts
+    for value, name in ((null, "null"), (full, "full")):
+        if isinstance(value, Fit):
+            _guards.no_prior(value, name)
+            _guards.same_data(value, name, *data)
     if df is None:
         df = _num_parameters(full) - _num_parameters(null)
         if df < 1:
@@ -103,7 +115,9 @@ def likelihood_ratio_test(
             )
     df = _validate.integer(df, "df", minimum=1)
 
-    statistic = 2 * _log_ratio(models[0], models[1], prompts, labels)
+    (few, weight, _), (many, _, _) = (_guards.log_probs(model, *data) for model in models)
+    with np.errstate(invalid="ignore"):
+        statistic = 2 * float(weight @ (many - few))
     if np.isnan(statistic) or statistic == -np.inf:
         raise ValueError("full: gives a label probability zero")
     if statistic < -_ROUNDING:
@@ -127,23 +141,3 @@ def _model(value: Any, name: str, prompts: Prompts) -> CCMC:
 
 def _num_parameters(value: Fit | CCMC) -> int:
     return int(value.num_parameters) if isinstance(value, Fit) else 0
-
-
-def _log_ratio(null: CCMC, full: CCMC, prompts: Prompts, y: np.ndarray) -> float:
-    """``Σ log p_full(y) − log p_null(y)``, prompt by prompt."""
-    few, many = (np.asarray(model.logits, np.float64) for model in (null, full))
-    counts, last = np.asarray(prompts.counts), np.asarray(prompts.last)
-    total, step = 0.0, max(1, _ELEMENTS // counts.shape[1])
-    for start in range(0, len(y), step):
-        part = slice(start, start + step)
-        k, label = last[part], y[part]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            log_n = np.log(counts[part].astype(np.float64))
-            own = many[k, label] - few[k, label]
-            total += (own - _log_total(log_n + many[k]) + _log_total(log_n + few[k])).sum()
-    return float(total)
-
-
-def _log_total(scores: np.ndarray) -> np.ndarray:
-    top = scores.max(axis=1)
-    return top + np.log(np.exp(scores - top[:, None]).sum(axis=1))

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _LARGEST_STEP = 8.0  # in nats; only separated data ask for more
 _SUFFICIENT = 1e-4  # Armijo's constant
+_EXACT = jax.lax.Precision.HIGHEST  # accelerators would otherwise multiply in bf16 or tf32
 
 
 def regular(hessian: jax.Array, projector: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -25,7 +26,7 @@ def regular(hessian: jax.Array, projector: jax.Array) -> tuple[jax.Array, jax.Ar
 
     Each indicator gets the mean curvature of its own component (1 if that is zero).
     """
-    mean = jnp.einsum("kab,kbb->ka", projector, hessian)
+    mean = jnp.einsum("kab,kbb->ka", projector, hessian, precision=_EXACT)
     scale = jnp.where(mean > 0, mean, 1)
     return hessian + projector * scale[..., None], scale
 
@@ -36,40 +37,56 @@ def newton(
     prior: Prior,
     tolerance: jax.Array,
     max_iterations: jax.Array,
+    start: jax.Array | None = None,
 ) -> Solution:
-    """Minimise every row's objective from ``S = 0`` by damped Newton steps.
+    """Minimise every row's objective by damped Newton steps, from ``S = 0`` unless told.
 
     One pass over the prompts per iteration: it evaluates loss, gradient and curvature of all
     rows at their trial points. A row whose trial lowers its loss enough moves there and takes a
     new direction; another halves its step. A row is done when no entry of its gradient per label
-    exceeds ``tolerance``, or when its Newton step is at the floating-point noise.
+    exceeds ``tolerance``, or when its Newton step is at the floating-point noise or a negligible
+    part of a standard error; the step is then taken.
+
+    A gradient sums to zero over each component; what rounding leaves there is shared out by
+    curvature. Else a rare token would get as much of it as a common one, and
+    divide it by its own small curvature. With ``max_iterations`` 0 a single step is taken from
+    ``start``, if it is short.
     """
     size, dtype = blocks.num_tokens, blocks.weight.dtype
     eps = jnp.finfo(dtype).eps
     projector = component_projector(components).astype(dtype)
     scale = scale_of_rows(blocks.labels_per_row())
     identity = jnp.eye(size, dtype=dtype)
+    settled = 3e-6 * eps**0.5 + (8 * eps) ** 2 / scale  # negligible, or the gradient's rounding
 
     def look(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Loss, gradient and Newton direction of every row."""
         at = evaluate(blocks, logits, prior)
+        gradient = at.gradient
         hessian = curvature(blocks, at.probs) + prior.laplacian(logits)
         hessian = scale[:, None, None] * (hessian + prior.precision * identity)
+        diagonal = jnp.diagonal(hessian, axis1=1, axis2=2)
+        excess = jnp.einsum("kab,kb->ka", projector, gradient, precision=_EXACT)
+        mean = jnp.einsum("kab,kb->ka", projector, diagonal, precision=_EXACT)
+        gradient = gradient - excess * jnp.where(
+            mean > 0, diagonal / jnp.where(mean > 0, mean, 1), 1
+        )
         matrix, level = regular(hessian, projector)
         ridge = 8 * eps * level
         factor = jnp.linalg.cholesky(matrix + ridge[..., None] * identity)
-        direction = -jax.vmap(lambda f, g: cho_solve((f, True), g))(factor, at.gradient)
+        direction = -jax.vmap(lambda f, g: cho_solve((f, True), g))(factor, gradient)
         usable = jnp.isfinite(direction).all(-1, keepdims=True)
-        direction = jnp.where(usable, direction, -at.gradient / level)
-        direction = direction - jnp.einsum("kab,kb->ka", projector, direction)
+        direction = jnp.where(usable, direction, -gradient / level)
+        direction = direction - jnp.einsum("kab,kb->ka", projector, direction, precision=_EXACT)
         length = jnp.abs(direction).max(-1, keepdims=True)
         direction = direction * jnp.minimum(1, _LARGEST_STEP / jnp.maximum(length, eps))
-        return at.loss, at.gradient, direction
+        return at.loss, gradient, direction
 
     def is_done(logits: jax.Array, gradient: jax.Array, direction: jax.Array) -> jax.Array:
         flat = jnp.abs(gradient).max(-1) <= tolerance
         noise = 8 * eps * (1 + jnp.abs(logits).max(-1))
-        return flat | (jnp.abs(direction).max(-1) <= noise)
+        short = jnp.abs((gradient * direction).sum(-1)) / scale <= settled
+        return flat | short | (jnp.abs(direction).max(-1) <= noise)
 
     def unfinished(state) -> jax.Array:
         return ~state["done"].all() & (state["iteration"] < max_iterations)
@@ -97,7 +114,7 @@ def newton(
 
     zero = jnp.zeros((size, size), dtype)
     state = {  # the first pass moves nowhere and looks at S = 0
-        "logits": zero,
+        "logits": zero if start is None else start,
         "loss": jnp.full(size, jnp.inf, dtype),
         "gradient": zero,
         "direction": zero,
@@ -107,6 +124,7 @@ def newton(
     }
     state = jax.lax.while_loop(unfinished, iterate, state)
     # The next step is known and, this close, lands at the floating-point noise.
-    near = state["done"] & (jnp.abs(state["direction"]).max(-1) < 1e-2)
+    near = state["done"] | (max_iterations == 0)
+    near &= jnp.abs(state["direction"]).max(-1) < 1e-2
     logits = state["logits"] + jnp.where(near[:, None], state["direction"], 0)
     return Solution(logits, state["done"].all(), state["iteration"])

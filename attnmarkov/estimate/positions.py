@@ -11,7 +11,16 @@ import numpy as np
 
 from attnmarkov import _validate
 from attnmarkov.estimate import _check
-from attnmarkov.estimate._position_solver import by_lag, design_of, solve_positions
+from attnmarkov.estimate._position_solver import by_lag, design_of, maximise, unmasked
+from attnmarkov.estimate._weightless import Sample, referred, weightless
+from attnmarkov.estimate.position_solution import (
+    PositionStatus,
+    by_position,
+    check,
+    check_room,
+    cold,
+    limits,
+)
 from attnmarkov.estimate.status import Status
 from attnmarkov.model.ccmc import CCMC
 from attnmarkov.model.contexts import DecayContext, LagContext
@@ -22,43 +31,11 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
     from numpy.typing import ArrayLike
 
+    from attnmarkov.estimate._position_solver import Optimum
     from attnmarkov.model.contexts import Context
     from attnmarkov.rollout.trajectory import Trajectory
 
-_MAX_ITERATIONS = {"newton": 200, "lbfgs": 500}
-_TOLERANCE = {"float32": 4e-8, "float64": 1e-10}
-_LONGEST_ABSOLUTE = 64
 _NO_INFORMATION = 1e-9  # eigenvalue of the information, scaled to a diagonal of one
-_RUNAWAY = 30.0  # nats; a standard error above it is less than a thousandth of a label
-_SENTENCES = {
-    Status.CONVERGED: "The solver converged to a maximum, and the prompts identify every logit and "
-    "every log-weight.",
-    Status.SEPARATED: "The data are separated: the likelihood has no finite maximum, because in "
-    "some row some tokens are never chosen over others, or because the labels never or always "
-    "come from some positions. What runs to infinity is where the solver stopped; a prior makes "
-    "it finite.",
-    Status.NOT_IDENTIFIED: "The solver converged, but the prompts do not identify everything: some "
-    "tokens never stand together in view, or some log-weights can be traded against others or "
-    "against logits. The standard errors of these are NaN.",
-}
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
-class PositionStatus(Status):
-    """How a fit with positions ended; the codes are those of :class:`Status`.
-
-    The likelihood is not concave in logits and log-weights together, so that "converged" speaks
-    of a maximum, found from the best fit without positions, and not of the only one.
-    """
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __str__(self) -> str:
-        """A sentence."""
-        if not isinstance(self.code, jax.Array | np.ndarray) or not _validate.is_concrete(self):
-            return super().__str__()
-        return _SENTENCES.get(int(self.code), super().__str__())
 
 
 @jax.tree_util.register_dataclass
@@ -75,6 +52,8 @@ class PositionFit:
         log_weights: (num_lags,) ``β`` by lag, with ``β[0] = 0``: log-weights relative to that of
             the last token. Of ``"absolute"``: (N, N) as ``bias`` of
             :class:`~attnmarkov.PositionContext`, with 0 for the last position of every length.
+            Minus infinity where ``unbounded`` (of ``"lag"`` and ``"absolute"``); if that holds of
+            the last token, the reference, 0, is the first lag that has a weight.
         log_weight_errors: Standard errors of ``log_weights``: 0 for the reference, NaN where
             the prompts do not identify the log-weight or it has no finite maximum, and where no
             such position exists.
@@ -82,13 +61,19 @@ class PositionFit:
             :class:`~attnmarkov.estimate.Fit`, and where a logit can be traded against
             log-weights.
         components: (K, K) int32, as in :class:`~attnmarkov.estimate.Fit`, of the tokens that
-            stand at a visible position.
+            stand at a visible position whose weight is not zero.
         separated: (K,) bool, rows whose likelihood has no finite maximum.
-        unbounded: Like ``log_weights``, bool: which have no finite maximum.
-        num_parameters: How many parameters the prompts identify.
-        num_position_parameters: How many of them are log-weights.
+        unbounded: Like ``log_weights``, bool: which have no finite maximum, their weight being
+            best at zero. ``model``, ``context`` and ``nll`` are then those of the fit without
+            these positions, which is the supremum of the likelihood near by; such a context
+            cannot weigh a history that holds no other positions.
+        num_parameters: How many parameters the prompts identify, weights found to be zero
+            included.
+        num_position_parameters: How many of them are positional.
         flat_model: The best CCMC with all visible positions weighing alike.
         flat_nll: Its mean negative log-likelihood.
+        likelihood_ratio_statistic: ``2n (flat_nll − nll)`` in float64, for the hypothesis
+            "positions weigh alike".
         num_prompts: Number of labels n.
         iterations: Iterations taken.
         positions: ``"lag"``, ``"decay"`` or ``"absolute"``.
@@ -107,20 +92,26 @@ class PositionFit:
     flat_model: CCMC
     flat_nll: Float[Array, ""]
     iterations: Int[Array, ""]
+    likelihood_ratio_statistic: float
     num_parameters: int = field(metadata={"static": True})
     num_position_parameters: int = field(metadata={"static": True})
     num_prompts: int = field(metadata={"static": True})
     positions: str = field(metadata={"static": True})
 
     @property
-    def likelihood_ratio(self) -> float:
-        """``2n (flat_nll − nll)``, the likelihood-ratio statistic of "positions weigh alike".
+    def likelihood_ratio_p_value(self) -> float:
+        """The chance of at least this statistic if positions weigh alike; of fits with no prior.
 
-        Under that hypothesis, without a prior and as n grows: chi-square with
-        ``num_position_parameters`` degrees of freedom; of ``"decay"``, whose slope cannot be
-        negative, 0 in half of the cases and chi-square with one degree in the other half.
+        By the asymptotic law: chi-square with ``num_position_parameters`` degrees of freedom; of
+        ``"decay"``, whose slope cannot be negative, 0 in half of the cases and chi-square with one
+        degree of freedom in the other half. 1 if nothing positional is identified.
         """
-        return 2 * self.num_prompts * (float(self.flat_nll) - float(self.nll))
+        from scipy import stats
+
+        statistic, df = float(self.likelihood_ratio_statistic), self.num_position_parameters
+        if df == 0 or (self.positions == "decay" and statistic <= 0):
+            return 1.0
+        return float(stats.chi2.sf(statistic, df)) / (2 if self.positions == "decay" else 1)
 
     def __repr__(self) -> str:
         """How the fit ended, its loss, and what to distrust."""
@@ -177,12 +168,14 @@ def fit_positions(
 
     The likelihood is concave in ``S`` but not in ``(S, b)``. The solver starts at the best ``S``
     with ``b = 0`` and only ever descends, so the end is at least as likely as that. That ``S``
-    has no finite maximum is decided exactly, as in :func:`attnmarkov.fit`; so is that a position
-    never emits a label. That a log-weight runs to infinity in another way is recognised by its
-    standard error, above 30 nats.
+    has no finite maximum is decided exactly, as in :func:`attnmarkov.fit`. A position more than
+    5 nats below the heaviest is left out and everything else fitted again: if the likelihood
+    then does not rise with its weight, zero is its maximum, and its log-weight is unbounded.
+    A teacher's weight of zero is found to be so in about half of all data sets; in the others
+    the best weight is positive and small.
 
-    Runs on concrete inputs; :func:`~attnmarkov.estimate._position_solver.solve_positions` is its
-    core, for use under jit and vmap.
+    Runs on concrete inputs; :func:`~attnmarkov.estimate.solve_positions` is its core, for use
+    under jit and vmap.
 
     Args:
         prompts: n prompts over K tokens, with token ids; of trajectories, see
@@ -218,71 +211,85 @@ def fit_positions(
     >>> print(result.context.weights.round(1))
     [1.  3.3 0.6 1.1]
     """
-    _validate.choice(positions, "positions", ("lag", "decay", "absolute"))
-    _validate.choice(solver, "solver", _MAX_ITERATIONS)
     _validate.choice(information, "information", ("expected", "observed"))
-    _check.prompts(prompts)
+    check(prompts, positions, num_lags, solver)
     if not _validate.is_concrete(prompts, y, prior):
         raise ValueError(
             "prompts: fit_positions decides on the host what is identified, so its inputs cannot "
             "be traced; use solve_positions under jit and vmap"
         )
-    if prompts.tokens is None or prompts.lengths is None:
-        raise ValueError(
-            "prompts: positional weights are learned from token ids, but only the counts of these "
-            "prompts are known"
-        )
     room = int(np.max(np.asarray(prompts.lengths)))
-    if num_lags is not None and positions != "lag":
-        raise ValueError(f"num_lags: only positions='lag' can be cut off, not {positions!r}")
-    lags = room if num_lags is None else _validate.integer(num_lags, "num_lags", minimum=1)
-    if positions == "absolute" and room > _LONGEST_ABSOLUTE:
-        raise ValueError(
-            f"prompts: have up to {room} tokens; absolute positions, {room * (room - 1) // 2} "
-            f"numbers, are learned up to {_LONGEST_ABSOLUTE}"
-        )
-    dtype = jnp.result_type(float)
-    if tolerance is None:
-        tolerance = _TOLERANCE[str(dtype)]
-    if max_iterations is None:
-        max_iterations = _MAX_ITERATIONS[solver]
+    check_room(positions, room)
+    lags = room if num_lags is None else num_lags
+    least, most = limits(prior, tolerance, max_iterations, solver)
     labels = _check.labels(prompts, y)
-    _check_limits(prior, tolerance, max_iterations)
     seen = _Seen.of(prompts, labels, lags, positions)
     seen.check_labels()
 
-    design = design_of(positions, lags)
+    dtype = jnp.result_type(float)
+    design, size = design_of(positions, lags), prompts.num_tokens
     strength = 0.0 if prior is None else float(prior)
-    solution = solve_positions(
-        jnp.asarray(prompts.tokens),
-        jnp.asarray(prompts.lengths),
-        jnp.asarray(prompts.last),
-        labels,
-        jnp.asarray(design, dtype),
-        jnp.asarray(strength, dtype),
-        jnp.asarray(tolerance, dtype),
-        jnp.asarray(max_iterations, jnp.int32),
-        num_tokens=prompts.num_tokens,
-        solver=solver,
-    )
-    logits, theta = (np.asarray(x, np.float64) for x in (solution.logits, solution.theta))
-    flat_logits = np.asarray(solution.flat_logits, np.float64)
+
+    def maximum(design: np.ndarray, *start: Any, solver: str) -> Optimum:
+        return maximise(
+            jnp.asarray(prompts.tokens),
+            jnp.asarray(prompts.lengths),
+            jnp.asarray(prompts.last),
+            labels,
+            jnp.asarray(design, dtype),
+            jnp.asarray(strength, dtype),
+            jnp.asarray(least, dtype),
+            jnp.asarray(most, jnp.int32),
+            *start,
+            num_tokens=size,
+            solver=solver,
+        )
+
+    first = solution = maximum(design, *cold(design, size), solver=solver)
+    logits, theta = (np.asarray(x, np.float64) for x in (first.logits, first.theta))
+    flat_logits = np.asarray(first.flat_logits, np.float64)
     if positions == "decay" and theta[0] <= 0:  # the best slope >= 0 is 0
         logits, theta = flat_logits, np.zeros(1)
     table = design @ theta
+    flat_nll = seen.nll(flat_logits, np.zeros_like(table))
+    masked = np.zeros(table.shape, bool)
+    if positions != "decay" and strength == 0:
+
+        def refit(masked: np.ndarray) -> tuple[Optimum, np.ndarray, np.ndarray]:
+            lighter, reference = referred(design, masked)
+            group, lag, which = np.nonzero(lighter)
+            start = np.zeros_like(theta)
+            start[which] = (table[group, lag] - table[group, reference[group]]).clip(-20, 20)
+            warm = jnp.asarray(logits, dtype), jnp.asarray(start, dtype)
+            found = maximum(lighter, jnp.asarray(masked), warm, jnp.array(True), solver="newton")
+            return (
+                found,
+                np.asarray(found.logits, np.float64),
+                lighter @ np.asarray(found.theta, np.float64),
+            )
+
+        masked, edge = weightless(Sample(*seen[:5]), table, np.asarray(first.never), refit)
+        if edge is not None:
+            solution, logits, table = edge
+            seen = seen.without(masked)
+    lighter = referred(design, masked)[0] if masked.any() else design
+    kept = np.flatnonzero((lighter != 0).any((0, 1)) | (design == 0).all((0, 1)))
     sure = _uncertainty(
-        *seen.information(logits, table, design, expected=information == "expected"),
+        *seen.information(logits, table, lighter[..., kept], expected=information == "expected"),
         np.asarray(solution.components),
         strength,
     )
     nll = seen.nll(logits, table)
-    flat_nll = seen.nll(flat_logits, np.zeros_like(table))
     separated = np.asarray(solution.separated)
-    with np.errstate(invalid="ignore"):
-        unbounded = np.asarray(solution.endless) | (sure.theta_errors > _RUNAWAY)
-    if strength > 0:
-        unbounded = np.zeros_like(unbounded)
-    theta_errors = np.where(unbounded, np.nan, sure.theta_errors)
+    unbounded = masked
+    if positions == "decay" and strength == 0:
+        unbounded = np.broadcast_to(seen.always_last() & (np.arange(lags) > 0), masked.shape)
+    group, lag, which = np.nonzero(lighter[..., kept])
+    table_errors = np.zeros(table.shape)
+    table_errors[group, lag] = (
+        np.abs(lighter[..., kept][group, lag, which]) * sure.theta_errors[which]
+    )
+    table_errors[unbounded] = np.nan
     errors = np.where(separated[:, None] & (strength == 0), np.nan, sure.logit_errors)
     status = Status.decide(
         finite=jnp.asarray(np.isfinite(nll) & np.isfinite(logits).all() & np.isfinite(table).all()),
@@ -290,38 +297,29 @@ def fit_positions(
         separated=jnp.asarray((separated.any() or unbounded.any()) and strength == 0),
         identified=jnp.asarray(sure.complete or strength > 0),
     )
-
-    def by_position(values: np.ndarray, reference: float, beyond: float) -> np.ndarray:
-        """Free numbers as the user sees log-weights."""
-        if positions == "decay":
-            return np.array([reference, *(np.arange(1, lags) * values[0] + 0.0)])
-        out = np.full(design.shape[:2], reference)
-        group, lag, which = np.nonzero(design)
-        out[group, lag] = values[which]
-        if positions == "lag":
-            return out[0]
-        bias = np.full((room, room), beyond)
-        for length in range(1, room + 1):
-            bias[:length, length - 1] = out[length - 1, :length][::-1]
-        return bias
-
-    log_weights = by_position(-theta if positions == "decay" else theta, 0.0, 0.0)
+    log_weights = by_position(
+        jnp.asarray(np.where(masked, -np.inf, table) + 0.0, dtype), positions, 0.0
+    )
+    zero = int(masked.sum())
     return PositionFit(
         model=CCMC(jnp.asarray(logits, dtype)),
-        context=_context(positions, theta, log_weights),
+        context=_context(positions, theta, np.asarray(log_weights, np.float64)),
         status=PositionStatus(status.code),
         nll=jnp.asarray(nll, dtype),
-        log_weights=jnp.asarray(log_weights, dtype),
-        log_weight_errors=jnp.asarray(by_position(theta_errors, 0.0, np.nan), dtype),
+        log_weights=log_weights,
+        log_weight_errors=by_position(jnp.asarray(table_errors, dtype), positions, np.nan),
         standard_errors=jnp.asarray(errors, dtype),
         components=solution.components,
         separated=solution.separated,
-        unbounded=jnp.asarray(by_position(unbounded.astype(float), 0.0, 0.0) > 0),
-        flat_model=CCMC(solution.flat_logits),
+        unbounded=by_position(jnp.asarray(unbounded), positions, False),
+        flat_model=CCMC(first.flat_logits),
         flat_nll=jnp.asarray(flat_nll, dtype),
-        iterations=solution.iterations,
-        num_parameters=sure.num_parameters,
-        num_position_parameters=sure.num_position_parameters,
+        iterations=first.iterations
+        if solution is first
+        else first.iterations + solution.iterations,
+        likelihood_ratio_statistic=2 * prompts.num_prompts * (flat_nll - nll),
+        num_parameters=sure.num_parameters + zero,
+        num_position_parameters=sure.num_position_parameters + zero,
         num_prompts=prompts.num_prompts,
         positions=positions,
     )
@@ -433,20 +431,6 @@ def window_prompts(
     return windows, jnp.asarray(drawn[lane, step], jnp.int32)
 
 
-def _check_limits(prior: Any, tolerance: Any, max_iterations: Any) -> None:
-    for value, name in ((prior, "prior"), (tolerance, "tolerance")):
-        if value is None:
-            continue
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise ValueError(f"{name}: expected a number, got {value!r:.80}") from None
-        if not (np.isfinite(number) and number >= 0 and (number > 0 or name == "prior")):
-            bound = "of at least 0" if name == "prior" else "above 0"
-            raise ValueError(f"{name}: must be a finite number {bound}, got {number}")
-    _validate.integer(max_iterations, "max_iterations", minimum=1)
-
-
 def _context(positions: str, theta: np.ndarray, log_weights: np.ndarray) -> Context:
     dtype = jnp.result_type(float)
     if positions == "decay":
@@ -475,6 +459,15 @@ class _Seen(NamedTuple):
         labels, lengths = np.asarray(y), np.asarray(prompts.lengths)
         group = lengths - 1 if positions == "absolute" else np.zeros_like(lengths)
         return cls(tokens, visible, np.asarray(prompts.last), labels, group, prompts.num_tokens)
+
+    def without(self, masked: np.ndarray) -> _Seen:
+        """The same with masked positions (group, lag) out of sight."""
+        return self._replace(visible=unmasked(self.visible, masked[self.group]))
+
+    def always_last(self) -> bool:
+        """Whether every label that could be another token is that of the last position."""
+        mixed = (self.visible & (self.tokens != self.tokens[:, :1])).any(-1)
+        return bool(mixed.any() and (self.y == self.tokens[:, 0])[mixed].all())
 
     def check_labels(self) -> None:
         """Raise unless every label stands at a visible position."""

@@ -89,7 +89,7 @@ def profile_end(
     out = reach[rows, first] | reach[rows, second]
     tied = reach | (into[:, :, None] & out[:, None, :])
     offset = blocks.log_counts + maximum.logits[blocks.row][:, None, :]
-    wide = restrict(blocks._replace(log_counts=offset), tied & tied.swapaxes(-1, -2))
+    wide = restrict(blocks._replace(log_counts=offset, counts=None), tied & tied.swapaxes(-1, -2))
     origin = jnp.zeros((size, size), dtype)
     reference = laws(maximum.blocks, maximum.logits)[0]
 

@@ -14,7 +14,7 @@ import numpy as np
 from attnmarkov import prompts
 from attnmarkov.chains import random_transition_matrix
 from attnmarkov.estimate import Status
-from attnmarkov.estimate._position_solver import design_of, solve_positions
+from attnmarkov.estimate.position_solution import PositionSolution, solve_positions
 from attnmarkov.estimate.positions import position_information, window_prompts
 from attnmarkov.experiments._statistics import INTERVAL_99_99, weighted_line
 from attnmarkov.model import CCMC, LagContext
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 _BAD = 0.01  # share of fits without a maximum that spoils a mean
-_FAR = 8.0  # nats; a log-weight beyond it is on its way to infinity
 _WIDEST = {"excess_risk": 0.1, "weight_error": 0.15}  # half-width of an interval that decides
 _TOLERANCE = 1e-5  # of the gradient per label, before the last step that is always taken
 _SCHEMES = ("alibi-0.1", "alibi-0.5", "irregular")
@@ -157,20 +156,13 @@ class PositionalLearning(Experiment):
             data = tokens[:, :n], y[:, :n]
         else:
             data = self._from_rollouts(teacher, beta, key, replicates, n)
-        design = jnp.asarray(design_of("lag", self.length), float)
-        fits = _fits(*data, design, num_tokens=self.num_tokens)
-        logits, flat, theta = (
-            np.asarray(x, np.float64) for x in (fits.logits, fits.flat_logits, fits.theta)
+        fits = _fits(*data, num_tokens=self.num_tokens)
+        logits, flat, learned = (
+            np.asarray(x, np.float64)
+            for x in (fits.model.logits, fits.flat_model.logits, fits.log_weights)
         )
-        learned = np.concatenate([np.zeros((len(theta), 1)), theta], axis=1)
         known = _facts(self, scheme)
-        off, covariance = theta - beta[1:], known.covariance[source]
-        separated = (
-            np.asarray(fits.separated).any(-1)
-            | np.asarray(fits.endless).any(-1)
-            | (abs(theta) > _FAR).any(-1)
-        )
-        status = np.where(np.asarray(fits.converged), Status.CONVERGED, Status.ITERATION_LIMIT)
+        off, covariance = learned[:, 1:] - beta[1:], known.covariance[source]
         risk = [
             _risk(known.law, known.tokens, *student)
             for student in zip(logits, learned, strict=True)
@@ -186,7 +178,7 @@ class PositionalLearning(Experiment):
             "predicted_floor": np.full(size, known.floor[source]),
             "log_weights": learned,
             "predicted_variance": np.tile(np.append(0, np.diagonal(covariance)), (size, 1)),
-            "status": np.where(separated, Status.SEPARATED, status).astype(np.int32),
+            "status": np.asarray(fits.status.code),
         }
 
     @property
@@ -488,21 +480,9 @@ def _uniform(
 
 
 @partial(jax.jit, static_argnames="num_tokens")
-def _fits(tokens: jax.Array, y: jax.Array, design: jax.Array, *, num_tokens: int):
-    def one(tokens: jax.Array, y: jax.Array):
-        n, length = tokens.shape
-        lengths = jnp.full(n, length, jnp.int32)
-        prior, tolerance = jnp.zeros((), design.dtype), jnp.asarray(_TOLERANCE, design.dtype)
-        return solve_positions(
-            tokens,
-            lengths,
-            tokens[:, -1],
-            y,
-            design,
-            prior,
-            tolerance,
-            jnp.asarray(100, jnp.int32),
-            num_tokens=num_tokens,
-        )
+def _fits(tokens: jax.Array, y: jax.Array, *, num_tokens: int) -> PositionSolution:
+    def one(tokens: jax.Array, y: jax.Array) -> PositionSolution:
+        batch = Prompts.from_tokens(tokens, num_tokens)
+        return solve_positions(batch, y, tolerance=_TOLERANCE, max_iterations=100)
 
     return jax.vmap(one)(tokens.astype(jnp.int32), y)

@@ -45,8 +45,8 @@ def over_cores(run: Callable[[Part], Result], parts: Iterator[Part]) -> list[Res
     cores = min(count(), len(every))
     if cores == 1:
         return [run(part) for part in every]
-    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
-    config = bool(jax.config.jax_enable_x64), device  # of this thread
+    settings: Any = jax.config  # those of this thread
+    config = bool(settings.jax_enable_x64), settings.jax_default_device
     with ThreadPoolExecutor(cores) as pool:
         return list(pool.map(partial(_under, *config, run), every))
 
