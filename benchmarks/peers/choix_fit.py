@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import choix
+import choix  # pyright: ignore[reportMissingImports]
 import numpy as np
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from statsmodels.discrete.conditional_models import ConditionalLogit
+from statsmodels.discrete.conditional_models import (  # pyright: ignore[reportMissingImports]
+    ConditionalLogit,
+)
 
 
 def fit(counts: np.ndarray, last: np.ndarray, y: np.ndarray) -> np.ndarray:
