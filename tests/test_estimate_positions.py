@@ -543,8 +543,7 @@ def best_weights(tokens, y):
     return x[:5] / x[:5].max()
 
 
-@pytest.mark.parametrize("zero", [0, 2])
-@pytest.mark.parametrize("n", [1_000, 100_000])
+@pytest.mark.parametrize(("zero", "n"), [(0, 1_000), (2, 1_000), (2, 100_000)])
 def test_lags_without_weight_are_found_by_their_slope(zero, n):
     """Failure rate 1e-5 a data set: other log-weights within 5 standard errors."""
     true = np.array([1.0, 1.3, 0.8, 1.0, 0.7])
@@ -580,7 +579,7 @@ def test_lags_without_weight_are_found_by_their_slope(zero, n):
         weighted = am.Prompts(result.context.weighted_counts(prompts), prompts.last)
         nll = -result.model.log_prob(weighted, y).mean()
         np.testing.assert_allclose(result.nll, nll, rtol=1e-5)
-        if n == 1_000:
+        if n == 1_000 and sum(verdicts) == 1:
             with jax.enable_x64(True):
                 again = am.Prompts.from_tokens(np.asarray(prompts.tokens), 3)
                 exact = fit_positions(again, np.asarray(y))
