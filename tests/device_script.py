@@ -12,7 +12,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
 
 # JAX reads these when it is imported, and the cluster must stand before attnmarkov is.
-import jax  # noqa: E402
+import jax  # noqa: E402, the flags above must be set before it is imported
 import numpy as np  # noqa: E402
 
 if cluster:

@@ -12,7 +12,7 @@ from attnmarkov import _random, _validate, _wide
 from attnmarkov._wide import Wide
 from attnmarkov.estimate.information_growth import InformationGrowth, record_steps
 from attnmarkov.prompts.batch import Prompts
-from attnmarkov.rollout.skip_ahead import _WORDS, _grow, _stay
+from attnmarkov.rollout.skip_ahead import WORDS, grow, next_stay
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key, UInt32
@@ -148,24 +148,17 @@ def _run(
         gain = place.add(products.transpose(2, 0, 1), mode="drop")
         visits = s.visits.at[index, s.record, s.last].add(steps, mode="drop")
         # 2. Go there; write the record.
-        grown = _grow(s.counts, (write | leave) & here, whole)
+        grown = grow(s.counts, (write | leave) & here, whole)
         slot = jnp.where(write, s.record, records)
         out = jax.tree.map(lambda o, r: o.at[slot, :, index].set(r.T, mode="drop"), s.out, grown)
         # 3. A lane that ends its stay emits the token that ends it, and draws its next stay; if
         # rejected, again at the next turn.
-        bits = [w for i in range(_WORDS // 2) for w in _random.words(seeds, s.attempt, i)]
+        bits = [w for i in range(WORDS // 2) for w in _random.words(seeds, s.attempt, i)]
         token = _random.draw(others, (bits[0], bits[1]), axis=0)
-        counts = _grow(grown, leave & (tokens == token), Wide.one())
+        counts = grow(grown, leave & (tokens == token), Wide.one())
         last = jnp.where(leave, token, s.last)
         begin = _wide.where(write, due, _wide.where(leave, s.end + Wide.one(), s.begin))
-        here = tokens == last
-        weighted = counts.to_float() * p[:, last]
-        stay, accepted = _stay(
-            jnp.where(here, 0, weighted).sum(0),
-            jnp.where(here, p[:, last], 0).sum(0),
-            jnp.where(here, counts.to_float(), 0).sum(0),
-            bits[2:],
-        )
+        stay, accepted = next_stay(counts, last, p, bits[2:])
         drawn = go & accepted
         return _State(
             counts,

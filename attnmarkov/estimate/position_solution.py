@@ -46,6 +46,7 @@ class PositionStatus(Status):
     of a maximum, found from the best fit without positions, and not of the only one.
     """
 
+    # Equality is elementwise, so there is no hash to agree with it.
     __hash__ = None  # type: ignore[assignment]
 
     def __str__(self) -> str:

@@ -82,6 +82,7 @@ class Status:
         """Compare codes, elementwise."""
         return self.code == (other.code if isinstance(other, Status) else other)
 
+    # Equality is elementwise, so there is no hash to agree with it.
     __hash__ = None  # type: ignore[assignment]
 
     def __str__(self) -> str:

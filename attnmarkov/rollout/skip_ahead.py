@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from attnmarkov.prompts import Prompts
     from attnmarkov.rollout.law import Law
 
-_WORDS = 10  # random words of a turn, two from each stream
+WORDS = 10  # random words of a turn, two from each stream
 
 
 @dataclass(frozen=True)
@@ -86,28 +86,21 @@ def _skip(
         active = s.record < records
         # 1. Write a record that falls in the current stay.
         write = active & ~s.fresh & (due <= s.end)
-        row = _grow(s.counts, write & (tokens == s.last), due - s.begin)
+        row = grow(s.counts, write & (tokens == s.last), due - s.begin)
         slot = jnp.where(write, s.record, records)
         out = jax.tree.map(lambda o, r: o.at[slot, :, index].set(r.T, mode="drop"), s.out, row)
         # 2. A lane with no record there ends its stay, and emits the token that ends it.
         go = active & ~write
         leave = go & ~s.fresh
-        bits = [w for i in range(_WORDS // 2) for w in _random.words(seeds, s.attempt, i)]
-        counts = _grow(s.counts, leave & (tokens == s.last), s.end - s.begin)
+        bits = [w for i in range(WORDS // 2) for w in _random.words(seeds, s.attempt, i)]
+        counts = grow(s.counts, leave & (tokens == s.last), s.end - s.begin)
         weights = jnp.where(tokens == s.last, 0, s.counts.to_float() * p[:, s.last])
         token = _random.draw(weights, (bits[0], bits[1]), axis=0)
-        counts = _grow(counts, leave & (tokens == token), Wide.one())
+        counts = grow(counts, leave & (tokens == token), Wide.one())
         last = jnp.where(leave, token, s.last)
         begin = _wide.where(leave, s.end + Wide.one(), s.begin)
         # 3. And draws the length of its next stay; if rejected, again at the next turn.
-        here = tokens == last
-        weighted = counts.to_float() * p[:, last]
-        stay, accepted = _stay(
-            jnp.where(here, 0, weighted).sum(0),
-            jnp.where(here, p[:, last], 0).sum(0),
-            jnp.where(here, counts.to_float(), 0).sum(0),
-            bits[2:],
-        )
+        stay, accepted = next_stay(counts, last, p, bits[2:])
         drawn = go & accepted
         return _State(
             counts,
@@ -137,9 +130,26 @@ def _skip(
     return jax.tree.map(lambda o: o.transpose(2, 0, 1), final.out)
 
 
-def _grow(counts: Wide, which: jax.Array, by: Wide) -> Wide:
+def grow(counts: Wide, which: jax.Array, by: Wide) -> Wide:
     """``counts`` with ``by`` added where ``which`` holds."""
     return counts + Wide(jnp.where(which, by.high, 0), jnp.where(which, by.low, 0))
+
+
+def next_stay(
+    counts: Wide, last: jax.Array, p: jax.Array, bits: Sequence[jax.Array]
+) -> tuple[Wide, jax.Array]:
+    """How long each lane stays on its token ``last``, and whether that draw was accepted.
+
+    Counts are (token, lane), ``p[j, k]`` is the weight of ``j`` after ``k``.
+    """
+    here = jnp.arange(p.shape[0])[:, None] == last
+    held, attended = counts.to_float(), p[:, last]
+    return _stay(
+        jnp.where(here, 0, held * attended).sum(0),
+        jnp.where(here, attended, 0).sum(0),
+        jnp.where(here, held, 0).sum(0),
+        bits,
+    )
 
 
 def _stay(

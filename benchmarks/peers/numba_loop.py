@@ -42,7 +42,7 @@ def _count_below(
                     for j in range(size):
                         total += own[j] * row[j]
                         sums[j] = total
-                    u = np.random.random() * total  # noqa: NPY002
+                    u = np.random.random() * total  # noqa: NPY002, as above
                     token = 0
                     for j in range(size - 1):
                         token += sums[j] <= u
@@ -68,7 +68,7 @@ def _subtract(
                 for j in range(size):
                     weights[j] = own[j] * row[j]
                     total += weights[j]
-                u = np.random.random() * total - weights[0]  # noqa: NPY002
+                u = np.random.random() * total - weights[0]  # noqa: NPY002, as above
                 token = 0
                 while u >= 0 and token < size - 1:
                     token += 1
