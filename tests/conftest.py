@@ -1,4 +1,6 @@
 import zlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import jax
@@ -15,3 +17,16 @@ hypothesis.settings.load_profile("default")
 def key(request: pytest.FixtureRequest) -> jax.Array:
     """A key of the test's own, fixed by its name."""
     return jax.random.key(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _room_for_programs() -> Iterator[None]:
+    """Forget compiled programs before they are too many for the process.
+
+    Each program holds memory maps. Linux allows a process 65,530 of them, and XLA's compiler
+    dies of a segmentation fault at the next.
+    """
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
