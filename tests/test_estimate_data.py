@@ -164,6 +164,10 @@ def test_number_of_parameters_counts_what_is_identified():
         ({"row_groups": [0.5, 1, 2]}, "row_groups"),
         ({"solver": "newton", "batch_size": 8}, "batch_size: newton needs all prompts"),
         ({"solver": "lbfgs", "batch_size": 8}, "batch_size: lbfgs needs all prompts"),
+        (
+            {"solver": optax.lbfgs(), "batch_size": 8, "key": jax.random.key(0)},
+            "batch_size: the solver searches along a line",
+        ),
         ({"solver": "adam", "batch_size": 8}, "key: minibatches are drawn"),
         ({"solver": "adam", "batch_size": 0, "key": jax.random.key(0)}, "batch_size: .* got 0"),
         ({"context": "full"}, "context: expected a Context"),

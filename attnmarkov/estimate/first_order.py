@@ -123,6 +123,9 @@ def minimise_minibatch(
         max_iterations: Most steps taken, one batch each. A run that ends there looks at the full
             gradient once more.
 
+    Raises:
+        ValueError: If the transformation searches along a line.
+
     References:
         Johnson and Zhang, NeurIPS 2013 (SVRG); Xiao and Zhang, SIAM Journal on Optimization 24
         (2014), on draws that follow the shares.
@@ -130,6 +133,13 @@ def minimise_minibatch(
     import optax
 
     transform = optax.with_extra_args_support(transform)
+    start = jnp.zeros((blocks.num_tokens, blocks.num_tokens), blocks.weight.dtype)
+    first = transform.init(start)
+    if _remembers_value(first):
+        raise ValueError(
+            "batch_size: the solver searches along a line, which needs all prompts at once; use "
+            "adam or another first-order solver for minibatches"
+        )
     scale = scale_of_rows(blocks.labels_per_row())
     share = (blocks.weight * scale[blocks.row][:, None]).ravel()
     reached = jnp.cumsum(share)
@@ -184,10 +194,9 @@ def minimise_minibatch(
         *_, done, iteration = carry
         return ~done & (iteration < max_iterations)
 
-    start = jnp.zeros((blocks.num_tokens, blocks.num_tokens), blocks.weight.dtype)
     slope = full_gradient(start)
     done = _largest(slope) <= tolerance
-    carry = (start, transform.init(start), slope, done, jnp.zeros((), jnp.int32))
+    carry = (start, first, slope, done, jnp.zeros((), jnp.int32))
     logits, _, _, done, iteration = jax.lax.while_loop(unfinished, epoch, carry)
     return Solution(logits, done, iteration)
 
