@@ -14,6 +14,7 @@ from attnmarkov.chains import MarkovChain, random_transition_matrix, zipf_law
 from attnmarkov.estimate import Fit, coverage, excess_risk, fisher_information, fit
 from attnmarkov.model import (
     CCMC,
+    AttentionHead,
     DecayContext,
     FullContext,
     Greedy,
@@ -28,10 +29,11 @@ from attnmarkov.rollout import Summary, Trajectory, log_spaced, rollout, rollout
 
 __version__ = "0.1.0"
 
-_LAZY = ("data", "experiments", "plot", "report", "sweep")
+_LAZY = ("adapters", "data", "experiments", "plot", "report", "sweep")
 
 __all__ = [
     "CCMC",
+    "AttentionHead",
     "DecayContext",
     "Fit",
     "FullContext",

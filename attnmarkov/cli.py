@@ -82,6 +82,49 @@ class FitText:
 
 
 @dataclass(frozen=True)
+class Diagnose:
+    """How repetitive and how collapsed a text is, or token ids, such as a model's output."""
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """A text in UTF-8; or token ids as NumPy saves them (.npy), one sequence a row."""
+    level: Literal["char", "word"] = "word"
+    """The tokens of a text."""
+    share: float = 0.9
+    """Share of every window that a collapsed sequence keeps for its top tokens."""
+    window: int = 128
+    """Tokens of that window."""
+    winners: int = 1
+    """How many tokens may hold the share together."""
+
+    def run(self) -> None:
+        """Print the table."""
+        from attnmarkov.dynamics.diagnostics import diagnose
+
+        tokens = self._tokens()
+        print(
+            diagnose(
+                tokens,
+                collapse_share=self.share,
+                collapse_window=self.window,
+                num_winners=self.winners,
+            )
+        )
+
+    def _tokens(self) -> Any:
+        if self.file.suffix == ".npy":
+            import numpy as np
+
+            try:
+                return np.load(self.file)
+            except (OSError, ValueError, EOFError) as error:
+                raise ValueError(f"file: cannot read {self.file} as .npy ({error})") from None
+        from attnmarkov.prompts.text import Vocabulary, read_text
+
+        text = read_text(self.file)
+        return Vocabulary.from_text(text, self.level).encode(text)
+
+
+@dataclass(frozen=True)
 class Render:
     """Write report.html, the figures and claims.json again from the datasets in a folder."""
 
@@ -89,7 +132,14 @@ class Render:
     """Folder that run or reproduce wrote, finished or not."""
 
 
-COMMANDS = {"list": List, "run": Run, "reproduce": Reproduce, "fit-text": FitText, "report": Render}
+COMMANDS = {
+    "list": List,
+    "run": Run,
+    "reproduce": Reproduce,
+    "fit-text": FitText,
+    "diagnose": Diagnose,
+    "report": Render,
+}
 DESCRIPTION = (
     "Attention as a Markov model: run the experiments, read the report.\n\n"
     "attnmarkov COMMAND --help shows a command's options, attnmarkov --version the version."
@@ -142,6 +192,8 @@ def _dispatch(args: list[str]) -> int:
             _list()
         case Reproduce() as command:
             return _reproduce(command, args)
+        case Diagnose() as command:
+            command.run()
         case Render() as command:
             _report(command.dir)
     return 0

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dice_experiment import Dice
 
@@ -141,6 +142,12 @@ BAD = {
     "fit-text file --solver sgd": "'sgd'",
     "fit-text file --seed 99999999999999999999": "seed: must be below 2**32, got 999999999999",
     "fit-text file --generate 3000000000": "generate: ",
+    "diagnose": "FILE",
+    "diagnose missing.txt": "missing.txt does not exist",
+    "diagnose missing.npy": "file: cannot read missing.npy as .npy",
+    "diagnose file --level line": "'line'",
+    "diagnose file --share 2": "collapse_share: must lie in (0, 1], got 2",
+    "diagnose file --window 0": "collapse_window: must be at least 1",
 }
 
 
@@ -213,6 +220,7 @@ def test_results_of_another_run_are_refused(capsys):
         ("fit-text --help", "attnmarkov fit-text"),
         ("fit-text --help", "{char,word}"),
         ("fit-text --help", "{newton,lbfgs,adam}"),
+        ("diagnose --help", "one sequence a row"),
         ("report -h", "DIR"),
         ("--version", attnmarkov.__version__),
     ],
@@ -229,6 +237,24 @@ def test_fit_text(capsys, tmp_path):
     line = "fit-text rhyme.txt --window 16 --generate 50 --prior 0.3"
     assert main(line.split()) == 0
     assert "unigram" in capsys.readouterr().out
+
+
+def test_diagnose(capsys, tmp_path):
+    (tmp_path / "rhyme.txt").write_text("one for the money, " + "the show, " * 100)
+    assert main(["diagnose", "rhyme.txt", "--winners", "3", "--window", "30"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("Diagnostics(1 sequence of 305 tokens from a vocabulary of 6:")
+    assert "1 of 1 collapse: 3 tokens with 0.9 of every 30 tokens" in printed
+    assert main(["diagnose", "rhyme.txt", "--level", "char"]) == 0
+    assert "1 sequence of 1019 tokens" in capsys.readouterr().out
+    np.save(tmp_path / "ids.npy", np.arange(60).reshape(3, 20) % 7)
+    assert main(["diagnose", "ids.npy"]) == 0
+    assert "3 sequences of 20 tokens from a vocabulary of 7:" in capsys.readouterr().out
+    np.save(tmp_path / "ids.npy", np.ones((3, 20)))
+    (tmp_path / "torn.npy").write_bytes((tmp_path / "ids.npy").read_bytes()[:-9])
+    for file, message in (("ids", "tokens: expected integers"), ("torn", "file: cannot read")):
+        assert main(f"diagnose {file}.npy".split()) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_the_registry_is_complete(monkeypatch):

@@ -1,7 +1,11 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
 import attnmarkov as am
+
+PAIR = am.CCMC.from_transition_matrix([[0.2, 0.6, 0.2], [0.6, 0.2, 0.2], [0.3, 0.3, 0.4]])
 
 
 def test_exponents_and_possible_winners():
@@ -24,3 +28,39 @@ def test_bad_winner():
     model = am.CCMC.from_transition_matrix(np.eye(2))
     with pytest.raises(ValueError, match=r"winner: 2 is outside 0..1"):
         am.dynamics.winner_exponents(model, 2)
+
+
+@pytest.mark.parametrize("winner", [{0, 1}, (1, 0), [0, 1], np.array([0, 1]), frozenset({0, 1})])
+def test_exponents_beside_a_set(winner):
+    """Halves for tokens 0 and 1: λ_2 = Σ_k m_k P[k, 2] / Σ_i m_i P[k, i] = 0.2 / 0.4."""
+    got = am.dynamics.winner_exponents(PAIR, winner)
+    np.testing.assert_allclose(got, [1, 1, 0.5], rtol=1e-6)
+
+
+def test_exponents_beside_a_set_of_one():
+    winners: list[Any] = [{2}, [2], np.int32(2)]
+    for winner in winners:
+        np.testing.assert_allclose(am.dynamics.winner_exponents(PAIR, winner), [0.75, 0.75, 1])
+
+
+@pytest.mark.parametrize(
+    ("winner", "message"),
+    [
+        (set(), "winner: the set is empty"),
+        ([0, 3], r"winner: entry \[1\] is token id 3, outside 0..2"),
+        ([0, 0], "winner: token 0 is given twice"),
+        ([0, 2], r"winner: the tokens \[0, 2\] have no equilibrium of their own"),
+        ([0.5, 1], "winner: expected integers"),
+        (1.5, "winner: expected an integer, got 1.5"),
+    ],
+)
+def test_bad_winner_sets(winner, message):
+    model = am.CCMC.from_transition_matrix([[0.5, 0.1, 0.4], [0.6, 0.2, 0.2], [0.5, 0.3, 0.2]])
+    with pytest.raises(ValueError, match=message):
+        am.dynamics.winner_exponents(model, winner)
+
+
+def test_winner_sets_of_an_urn():
+    urn = am.CCMC.from_transition_matrix(np.full((2, 2), 0.5))
+    with pytest.raises(ValueError, match=r"winner: the tokens \[0, 1\] have a continuum"):
+        am.dynamics.winner_exponents(urn, {0, 1})

@@ -4,13 +4,16 @@ import sys
 CHECK = """
 import sys, time
 import jax
-start = time.perf_counter()
+start = time.process_time()
 import attnmarkov
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 from jax._src import xla_bridge
 assert not xla_bridge._backends, "importing attnmarkov started a backend"
 assert not jax.config.jax_enable_x64
-for name in ("matplotlib", "xarray", "zarr", "ray", "flax", "tyro", "scipy.sparse", "pandas"):
+for name in (
+    "matplotlib", "xarray", "zarr", "ray", "flax", "tyro", "scipy.sparse", "pandas", "torch",
+    "transformers", "diffrax", "networkx",
+):
     assert name not in sys.modules, f"importing attnmarkov loads {name}"
 """
 
@@ -35,7 +38,7 @@ def python(code: str) -> str:
 
 
 def test_import_is_light_and_quick():
-    assert min(float(python(CHECK)) for _ in range(3)) < 0.3  # seconds beyond import jax
+    assert min(float(python(CHECK)) for _ in range(3)) < 0.3  # CPU seconds beyond import jax
 
 
 def test_kernel_rooms_need_only_jax_numpy_scipy_optax():

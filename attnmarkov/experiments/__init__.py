@@ -15,6 +15,12 @@ REGISTRY: dict[str, str] = {
     "positional-learning": "attnmarkov.experiments.positional_learning:PositionalLearning",
     "single-trajectory": "attnmarkov.experiments.single_trajectory:SingleTrajectory",
     "winner-takes-all": "attnmarkov.experiments.winner_takes_all:WinnerTakesAll",
+    "two-token-phase-diagram": (
+        "attnmarkov.experiments.two_token_phase_diagram:TwoTokenPhaseDiagram"
+    ),
+    "finite-context-absorption": (
+        "attnmarkov.experiments.finite_context_absorption:FiniteContextAbsorption"
+    ),
 }
 
 

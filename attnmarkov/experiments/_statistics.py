@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from attnmarkov._intervals import binomial_interval
+
+__all__ = ["INTERVAL_99_99", "binomial_interval", "median_interval", "weighted_line"]
+
 INTERVAL_99_99 = 3.890592  # normal standard errors each side of a two-sided 99.99 % interval
 
 
@@ -19,20 +23,6 @@ def median_interval(values: np.ndarray, alpha: float) -> tuple[float, float]:
     ordered = np.sort(values)
     low = max(int(stats.binom.ppf(alpha / 2, ordered.size, 0.5)) - 1, 0)
     return float(ordered[low]), float(ordered[ordered.size - 1 - low])
-
-
-def binomial_interval(hits: int, trials: int, alpha: float) -> tuple[float, float]:
-    """Clopper-Pearson interval of a proportion; each end misses with ``alpha / 2``.
-
-    >>> low, high = binomial_interval(0, 100, 0.1)
-    >>> low, round(high, 4)
-    (0.0, 0.0295)
-    """
-    from scipy import stats
-
-    low = stats.beta.ppf(alpha / 2, hits, trials - hits + 1) if hits else 0.0
-    high = stats.beta.ppf(1 - alpha / 2, hits + 1, trials - hits) if hits < trials else 1.0
-    return float(low), float(high)
 
 
 def weighted_line(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,7 @@
 """The CCMC, self-attention and the exact maps between them; contexts and decoders."""
 
 from attnmarkov.model.attention import SelfAttention
+from attnmarkov.model.attention_head import AttentionHead
 from attnmarkov.model.ccmc import CCMC
 from attnmarkov.model.contexts import (
     Context,
@@ -20,6 +21,7 @@ from attnmarkov.model.positions import PositionContext
 
 __all__ = [
     "CCMC",
+    "AttentionHead",
     "Context",
     "DecayContext",
     "Decoder",

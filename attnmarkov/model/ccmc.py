@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
     from numpy.typing import ArrayLike
 
+    from attnmarkov.model.attention_head import AttentionHead
     from attnmarkov.prompts import Prompts
 
 
@@ -81,6 +82,41 @@ class CCMC:
                 raise ValueError(f"logits: row {empty[0]} is minus infinity throughout")
             return cls._from_float64(s)
         return cls(centre_logits(jnp.asarray(logits)))
+
+    @staticmethod
+    def from_attention_head(
+        embedding: ArrayLike,
+        query_weight: ArrayLike,
+        key_weight: ArrayLike,
+        scale: float | None = None,
+    ) -> AttentionHead:
+        """The CCMC of one attention head, ``S = (E W_Q)(E W_K)ᵀ · scale``, kept low-rank.
+
+        Multiplied on the host in float64. The (K, K) logits are never made unless asked for
+        (:meth:`AttentionHead.to_ccmc`), so that a vocabulary of 50,000 tokens will do;
+        :func:`attnmarkov.rollout` takes what is returned.
+
+        Args:
+            embedding: (K, d) ``E``, any rank; row ``k`` embeds token ``k``.
+            query_weight: (d, r) ``W_Q``.
+            key_weight: (d, r) ``W_K``.
+            scale: Factor of the scores; ``1 / sqrt(r)``, as transformers have it, if None.
+
+        Raises:
+            ValueError: If shapes disagree or an entry is not finite.
+
+        >>> import jax, jax.numpy as jnp, attnmarkov as am
+        >>> e, w_q, w_k = (jax.random.normal(jax.random.key(i), (n, 8)) for i, n in
+        ...                enumerate((50_000, 8, 8)))
+        >>> head = CCMC.from_attention_head(e, w_q, w_k)
+        >>> head
+        AttentionHead(num_tokens=50000, rank=8)
+        >>> am.rollout(head, jax.random.key(0), [49_999, 7, 7], 100).tokens.shape
+        (1, 100)
+        """
+        from attnmarkov.model.attention_head import AttentionHead
+
+        return AttentionHead.from_weights(embedding, query_weight, key_weight, scale)
 
     @classmethod
     def _from_float64(cls, s: np.ndarray) -> CCMC:

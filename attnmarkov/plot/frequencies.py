@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from attnmarkov.dynamics import possible_winners, winner_exponents
+from attnmarkov.dynamics import possible_winners
+from attnmarkov.dynamics.frequencies import fit_constants, predicted_frequencies
 from attnmarkov.plot import _style
 
 if TYPE_CHECKING:
@@ -65,11 +66,11 @@ def frequencies(
         label = f"token {token}" + (" (on top)" if token == winner else "")
         ax.plot(steps, medians[:, token], color=colour, linewidth=2, label=label)
     if predicted is not None and possible_winners(predicted)[winner]:
-        exponents = np.asarray(winner_exponents(predicted, winner)) - 1
+        constants = fit_constants(predicted, winner, steps, medians)
+        curves = predicted_frequencies(predicted, winner, steps, constants)
         for token in range(shares.shape[-1]):
             if token != winner and medians[-1, token] > 0:
-                line = medians[-1, token] * (steps / steps[-1]) ** exponents[token]
-                ax.plot(steps, line, color="0.25", linestyle="--", linewidth=1)
+                ax.plot(steps, curves[:, token], color="0.25", linestyle="--", linewidth=1)
         ax.plot([], [], color="0.25", linestyle="--", linewidth=1, label="predicted slope")
     elif predicted is not None:
         ax.plot([], [], " ", label=f"no prediction: token {winner} cannot win alone")

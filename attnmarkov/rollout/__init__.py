@@ -10,6 +10,7 @@ from attnmarkov.rollout.rejection import Rejection
 from attnmarkov.rollout.scan import Scan
 from attnmarkov.rollout.skip_ahead import SkipAhead
 from attnmarkov.rollout.summary import Summaries, Summary
+from attnmarkov.rollout.support import SupportTrajectory
 from attnmarkov.rollout.trajectory import Trajectory
 from attnmarkov.rollout.urn import Urn
 
@@ -24,6 +25,7 @@ __all__ = [
     "SkipAhead",
     "Summaries",
     "Summary",
+    "SupportTrajectory",
     "Trajectory",
     "Urn",
     "log_spaced",

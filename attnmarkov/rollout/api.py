@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnmarkov import _validate
+from attnmarkov.model import AttentionHead
 from attnmarkov.rollout import _check
 from attnmarkov.rollout._cores import over_cores
 from attnmarkov.rollout._plan import make_plan
 from attnmarkov.rollout.summary import Summary
+from attnmarkov.rollout.support import join, parts
 from attnmarkov.rollout.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ def log_spaced(num_steps: int, num: int) -> np.ndarray:
 
 
 def rollout(
-    model: CCMC | SelfAttention,
+    model: CCMC | SelfAttention | AttentionHead,
     key: Key[Array, ""],
     prompt: Any,
     num_steps: int,
@@ -71,7 +73,9 @@ def rollout(
     ``jax.distributed``).
 
     Args:
-        model: A CCMC, or self-attention (taken through its exact CCMC).
+        model: A CCMC, or self-attention (taken through its exact CCMC), or an
+            :class:`~attnmarkov.model.AttentionHead` (taken through its exact CCMC on the tokens
+            of each prompt, one prompt after the other, so that K may be large).
         key: A typed JAX key.
         prompt: (L,) token ids shared by all trajectories; or one prompt per trajectory as an
             (R, L) array, a sequence of sequences, or a :class:`~attnmarkov.Prompts`.
@@ -100,8 +104,9 @@ def rollout(
 
     Returns:
         A :class:`~attnmarkov.rollout.Trajectory`; what it recorded has a leading axis of R
-        trajectories. A lane with nothing left to attend emits -1 and stays as it is (only
-        possible if a query attends no token that its context may be left with).
+        trajectories; counts and summaries of an attention head are over its prompts' tokens,
+        whose ids are ``.support``. A lane with nothing left to attend emits -1 and stays as it
+        is (only possible if a query attends no token that its context may be left with).
 
     Raises:
         ValueError: If a size is out of range, the prompt is empty or holds a bad id, ``at`` is
@@ -119,6 +124,23 @@ def rollout(
     >>> traj.counts.shape, traj.counts[0].sum(-1).tolist()
     ((8, 2, 2), [12, 102])
     """
+    if isinstance(model, AttentionHead):
+        first = _validate.integer(first_replicate, "first_replicate", minimum=0)
+        todo = parts(model, prompt, num_trajectories)
+        options = engine, record, at, context, decoder
+        found = [
+            rollout(
+                part.model,
+                key,
+                part.prompts,
+                num_steps,
+                part.number,
+                *options,
+                first_replicate=first + part.start,
+            )
+            for part in todo
+        ]
+        return join(model.num_tokens, [part.ids for part in todo], found)
     plan = make_plan(
         model,
         key,
@@ -148,7 +170,7 @@ def rollout(
 
 
 def rollout_chunks(
-    model: CCMC | SelfAttention,
+    model: CCMC | SelfAttention | AttentionHead,
     key: Key[Array, ""],
     prompt: Any,
     num_steps: int,
@@ -190,6 +212,25 @@ def rollout_chunks(
     [(8, 100), (8, 100), (8, 50)]
     """
     chunk = _validate.integer(chunk, "chunk", minimum=1)
+    if isinstance(model, AttentionHead):
+        first = _validate.integer(first_replicate, "first_replicate", minimum=0)
+        todo = parts(model, prompt, num_trajectories)
+        options = engine, context, decoder
+        running = [
+            rollout_chunks(
+                part.model,
+                key,
+                part.prompts,
+                num_steps,
+                part.number,
+                *options,
+                chunk=chunk,
+                first_replicate=first + part.start,
+            )
+            for part in todo
+        ]
+        supports = [part.ids for part in todo]
+        return (join(model.num_tokens, supports, found) for found in zip(*running, strict=True))
     plan = make_plan(
         model,
         key,
