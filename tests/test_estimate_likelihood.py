@@ -115,3 +115,25 @@ def test_curvature_rows_sum_to_zero_where_probabilities_round_to_one():
     curvature = evaluated(logits, counts, last, y, None)[2]
     exact = oracle.hessian(logits.astype(float), counts, last)
     np.testing.assert_allclose(curvature[0], exact[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("gap", [1.0, 60.0], ids=["products", "logarithms"])
+def test_derivatives_hold_where_products_of_counts_underflow(gap):
+    """Neighbours in a chain of tokens, each far below the one before."""
+    counts = np.repeat(np.eye(6, dtype=int)[:-1] + 2 * np.eye(6, dtype=int)[1:], 3, axis=0)
+    last, y = np.zeros(15, int), np.repeat(np.arange(5), 3)
+    logits = np.zeros((6, 6))
+    logits[0] = -gap * np.arange(6)
+
+    @jax.jit
+    def run(counts, last, y, logits):
+        blocks = _blocks.blocks_of(counts, last, y)
+        found = likelihood.derivatives(blocks, logits, products=True)
+        return found, likelihood.curvature_at(blocks, logits), likelihood.losses(blocks, logits)
+
+    found, curvature, losses = run(counts, last, y, jnp.asarray(logits, jnp.float32))
+    np.testing.assert_allclose(found.gradient, oracle.gradient(logits, counts, last, y), atol=2e-6)
+    np.testing.assert_allclose(curvature, oracle.hessian(logits, counts, last), atol=2e-6)
+    exact = oracle.negative_log_likelihood(logits, counts, last, y)  # no label stands twice
+    np.testing.assert_allclose(found.loss[0], exact, rtol=1e-5, atol=1e-5)
+    assert np.isfinite(np.asarray(losses)).all()

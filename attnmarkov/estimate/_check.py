@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from attnmarkov.model.ccmc import CCMC
 
+_SHORT, _SMALL, _LONG = 16, 2**12, 2**16  # prompts: the least, to powers of 2, and to no more
+
 
 def solver(value: Any, known: Iterable[str]) -> None:
     """Raise unless ``value`` is a known name or has optax's ``init`` and ``update``."""
@@ -116,6 +118,39 @@ def sample_weights(batch: Prompts, weights: Any) -> jax.Array | None:
         if not (values > 0).any():
             raise ValueError("weights: all are 0, so no prompt counts")
     return jnp.asarray(weights, jnp.result_type(float))
+
+
+def shared_shape(
+    counts: Any, last: Any, labels: Any, weights: Any, log_counts: Any
+) -> tuple[Any, Any, Any, Any, Any]:
+    """The same data filled up with prompts of weight 0 to a length that others share.
+
+    What was compiled for one number of prompts then serves many. Data that are traced or very
+    long stay as they are.
+
+    Args:
+        counts: (n, K).
+        last: (n,).
+        labels: (n,) or None.
+        weights: (n,) or None.
+        log_counts: (n, K) or None.
+    """
+    n = len(counts)
+    if n > _LONG or not _validate.is_concrete(counts, last, labels, weights, log_counts):
+        return counts, last, labels, weights, log_counts
+    bits = (n - 1).bit_length()
+    more = -n % max(_SHORT, 1 << (bits if n <= _SMALL else bits - 3))
+    weights = np.ones(n, jnp.result_type(float)) if weights is None else weights
+
+    def filled(x: Any, value: int | None = None) -> Any:
+        if x is None:
+            return None
+        x = np.asarray(x)
+        first = x[:1] if value is None else np.asarray(value, x.dtype)
+        rest = np.broadcast_to(first, (more, *x.shape[1:]))
+        return np.concatenate([x, rest])
+
+    return filled(counts), filled(last), filled(labels), filled(weights, 0), filled(log_counts)
 
 
 def row_groups(batch: Prompts, groups: Any) -> jax.Array | None:

@@ -150,18 +150,20 @@ def coverage(
         logits = model.logits
     weights = _check.sample_weights(prompts, weights)
     log_counts = _check.offsets(prompts, context)
-    return _coverage(prompts.counts, prompts.last, logits, weights, log_counts)
+    data = prompts.counts, prompts.last, None, weights, log_counts
+    return _coverage(logits, *_check.shared_shape(*data))
 
 
 @jax.jit
 def _coverage(
+    logits: jax.Array,
     counts: jax.Array,
     last: jax.Array,
-    logits: jax.Array,
+    y: None,
     weights: jax.Array | None,
     log_counts: jax.Array | None,
 ) -> Coverage:
-    blocks = blocks_of(counts, last, None, weights, log_counts)
+    blocks = blocks_of(counts, last, y, weights, log_counts)
     components = cooccurrence_components(blocks)
     if blocks.num_tokens == 1:
         return Coverage(components, jnp.full(1, jnp.inf, logits.dtype))

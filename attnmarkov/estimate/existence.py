@@ -59,7 +59,8 @@ def maximum_exists(
     weights = _check.sample_weights(prompts, weights)
     log_counts = _check.offsets(prompts, context)
     labels = _check.labels(prompts, y, weights, log_counts)
-    return _exists(prompts.counts, prompts.last, labels, weights, log_counts)
+    data = prompts.counts, prompts.last, labels, weights, log_counts
+    return _exists(*_check.shared_shape(*data))
 
 
 @jax.jit

@@ -59,7 +59,8 @@ def fisher_information(
     _check.vocabulary(prompts, model, "model")
     weights = _check.sample_weights(prompts, weights)
     log_counts = _check.offsets(prompts, context)
-    return _information(model.logits, prompts.counts, prompts.last, weights, log_counts)
+    data = prompts.counts, prompts.last, None, weights, log_counts
+    return _information(model.logits, *_check.shared_shape(*data))
 
 
 def observed_information(
@@ -96,7 +97,8 @@ def observed_information(
     weights = _check.sample_weights(prompts, weights)
     log_counts = _check.offsets(prompts, context)
     _check.labels(prompts, y, weights, log_counts)
-    return _information(model.logits, prompts.counts, prompts.last, weights, log_counts)
+    data = prompts.counts, prompts.last, None, weights, log_counts
+    return _information(model.logits, *_check.shared_shape(*data))
 
 
 def score_information(
@@ -139,7 +141,8 @@ def score_information(
     weights = _check.sample_weights(prompts, weights)
     log_counts = _check.offsets(prompts, context)
     labels = _check.labels(prompts, y, weights, log_counts)
-    return _scores(model.logits, prompts.counts, prompts.last, labels, weights, log_counts)
+    data = prompts.counts, prompts.last, labels, weights, log_counts
+    return _scores(model.logits, *_check.shared_shape(*data))
 
 
 @jax.jit
@@ -167,10 +170,11 @@ def _information(
     logits: jax.Array,
     counts: jax.Array,
     last: jax.Array,
+    y: None,
     weights: jax.Array | None,
     log_counts: jax.Array | None,
 ) -> jax.Array:
-    blocks = blocks_of(counts, last, None, weights, log_counts)
+    blocks = blocks_of(counts, last, y, weights, log_counts)
     return curvature(blocks, laws(blocks, logits)[0]) / _total(counts, weights)
 
 

@@ -10,15 +10,14 @@ import jax.numpy as jnp
 
 from attnmarkov.estimate import _check
 from attnmarkov.estimate._blocks import blocks_of
+from attnmarkov.estimate._groups import by_groups
+from attnmarkov.estimate._joined import components_and_finite
+from attnmarkov.estimate._lazy import unless
 from attnmarkov.estimate.first_order import MAX_ITERATIONS, minimise, minimise_minibatch, named
-from attnmarkov.estimate.graphs import (
-    component_projector,
-    cooccurrence_components,
-    has_finite_maximum,
-)
+from attnmarkov.estimate.graphs import component_projector
 from attnmarkov.estimate.laplacian import eliminate, pseudo_inverse_diagonal
-from attnmarkov.estimate.likelihood import curvature, laws, losses, total_objective
-from attnmarkov.estimate.newton import newton
+from attnmarkov.estimate.likelihood import curvature_at, laplacian, losses, total_objective
+from attnmarkov.estimate.newton import Stop, newton
 from attnmarkov.estimate.prior import Prior, as_prior
 from attnmarkov.estimate.result import Fit
 from attnmarkov.estimate.status import Solution, Status
@@ -31,11 +30,13 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Key
     from numpy.typing import ArrayLike
 
+    from attnmarkov.estimate._blocks import Blocks
     from attnmarkov.model.contexts import Context
     from attnmarkov.prompts.batch import Prompts
 
 _MAX_ITERATIONS = {"newton": 100, **MAX_ITERATIONS}
 _MAX_STEPS = 20_000  # of minibatches
+_SHORT = 1e-5  # a step in nats: what it changes in a standard error is no more than that share
 _TOLERANCE = {"float32": 4e-8, "float64": 1e-10}
 
 
@@ -62,8 +63,9 @@ def fit(
     solver's behaviour has no say in it.
 
     Works under jit and vmap over ``(prompts, y)`` and the keyword arguments; inputs are checked
-    only where they are concrete. Newton takes O(nK²) per iteration, the others O(nK); memory is
-    O(nK + K³).
+    only where they are concrete. Newton takes O(nK²) per iteration at most, the others O(nK);
+    memory is O(nK + K³). On a CPU a large vmapped batch goes group by group, as many datasets at
+    a time as its caches hold.
 
     Args:
         prompts: n prompts over K tokens.
@@ -126,11 +128,7 @@ def fit(
         max_iterations = _MAX_ITERATIONS[name] if batch_size is None else _MAX_STEPS
     _check.limits(tolerance, max_iterations)
     return _fit(
-        prompts.counts,
-        prompts.last,
-        labels,
-        weights,
-        log_counts,
+        *_check.shared_shape(prompts.counts, prompts.last, labels, weights, log_counts),
         _check.row_groups(prompts, row_groups),
         prior.over(prompts.num_tokens, dtype),
         jnp.asarray(tolerance, dtype),
@@ -157,13 +155,35 @@ def _fit(
     solver: str | optax.GradientTransformation,
     batch_size: int | None,
 ) -> Fit:
+    solve = partial(_solve, solver=solver, batch_size=batch_size)
+    return by_groups(solve, counts.size)(
+        counts, last, y, weights, log_counts, groups, prior, tolerance, max_iterations, key
+    )
+
+
+def _solve(
+    counts: jax.Array,
+    last: jax.Array,
+    y: jax.Array,
+    weights: jax.Array | None,
+    log_counts: jax.Array | None,
+    groups: jax.Array | None,
+    prior: Prior,
+    tolerance: jax.Array,
+    max_iterations: jax.Array,
+    key: jax.Array | None,
+    *,
+    solver: str | optax.GradientTransformation,
+    batch_size: int | None,
+) -> Fit:
     blocks = blocks_of(counts, last if groups is None else groups[last], y, weights, log_counts)
-    components = cooccurrence_components(blocks)
-    finite = has_finite_maximum(blocks, components)
+    components, finite = components_and_finite(blocks)
     # With a prior the whole row is identified: by the prior alone between components.
     joined = jnp.where(prior.is_proper, 0, components)
+    stop = None
     if solver == "newton":
-        solution = newton(blocks, joined, prior, tolerance, max_iterations)
+        stop = newton(blocks, joined, prior, tolerance, max_iterations)
+        solution = Solution(stop.logits, stop.converged, stop.iterations)
     else:
         transform = named(solver) if isinstance(solver, str) else solver
         start = jnp.zeros((blocks.num_tokens, blocks.num_tokens), blocks.weight.dtype)
@@ -187,15 +207,15 @@ def _fit(
         solution = solution._replace(logits=ended)
     logits = centred(solution.logits)
 
-    probs, normaliser = laws(blocks, logits)
     n = blocks.labels_per_row().sum()
-    nll = (losses(blocks, logits, probs, normaliser) * blocks.weight).sum() / n
+    nll = blocks.sum_by_row((losses(blocks, logits) * blocks.weight).sum(-1)).sum() / n
     known_token = (y >= 0) & (y < blocks.num_tokens)
     if weights is not None:
         known_token |= weights <= 0
     nll = jnp.where(known_token.all(), nll, jnp.inf)
 
-    elimination = eliminate(curvature(blocks, probs) + prior.laplacian(logits), prior.precision)
+    data = curvature_at(blocks, logits) if stop is None else _at_the_end(blocks, logits, stop)
+    elimination = eliminate(data + prior.laplacian(logits), prior.precision)
     variance = pseudo_inverse_diagonal(elimination, joined)
     alone = (joined[:, :, None] == joined[:, None, :]).sum(-1) == 1
     known = ~alone & (finite | prior.is_proper)
@@ -224,3 +244,12 @@ def _fit(
         separated=by_token(~finite.all(-1)),
         num_parameters=identified.sum(),
     )
+
+
+def _at_the_end(blocks: Blocks, logits: jax.Array, stop: Stop) -> jax.Array:
+    """The curvature of the data where Newton ended.
+
+    As it was before the last step where that was so short that it can't be told.
+    """
+    far = (jnp.abs(stop.last_step) > _SHORT).any()
+    return unless(far, laplacian(stop.products), curvature_at, blocks, logits)

@@ -165,11 +165,7 @@ def intervals(
     own = _contrasts.in_groups(wanted, tied)
     last = prompts.last if tied is None else tied[prompts.last]
     blocks, top, estimate, errors = _estimates(
-        prompts.counts,
-        last,
-        labels,
-        weights,
-        log_counts,
+        *_check.shared_shape(prompts.counts, last, labels, weights, log_counts),
         _contrasts.grouped(own),
         is_robust=method == "robust",
     )
