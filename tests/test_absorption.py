@@ -157,6 +157,22 @@ def test_table_agrees_with_every_start():
         absorption_table(model, 10)
 
 
+def test_table_of_more_tokens_than_an_integer_has_bits():
+    p = np.random.default_rng(0).dirichlet(np.ones(70), 70)
+    model = am.CCMC.from_transition_matrix(p)
+    table = absorption_table(model, 2)
+    for i, j in [(64, 63), (0, 69), (66, 2)]:
+        a, b = (p[x, y] / (p[x, i] + p[x, j]) for x, y in ((j, i), (i, j)))
+        # After (i, j): j again ends it; else (j, i), where i again does.
+        mean = (1 + a) / (1 - a * b)
+        assert table.mean_times[table.row([i, j])] == pytest.approx(mean, rel=1e-5)
+        assert table.winner_probabilities[table.row([i, j]), j] == pytest.approx(
+            (1 - a) / (1 - a * b), rel=1e-5
+        )
+    alone = table.windows[:, 0] == table.windows[:, 1]
+    assert ((table.mean_times == 0) == alone).all()
+
+
 @pytest.mark.parametrize(
     "context", [am.WindowContext(4), am.LagContext([0.25, 1.0, 0.5])], ids=["window", "lag"]
 )

@@ -89,6 +89,37 @@ def test_weights_and_heads_may_be_traced(head, weights, logits):
         np.testing.assert_allclose(got, expected, atol=2e-6)
 
 
+def test_dynamics_takes_the_tokens_of_the_prompt_alone(key):
+    e = np.random.default_rng(5).normal(size=(40_000, 4))
+    wide, prompt = HEAD(e, np.eye(4), np.eye(4)), [39_999, 7, 300]
+    with pytest.raises(ValueError, match=r"take head.restrict\(np.unique\(prompt\)\)"):
+        wide.to_ccmc()
+    small, ids = wide.restrict(np.unique(prompt))
+    local = np.searchsorted(ids, prompt)
+    ours = am.dynamics.absorption(wide, prompt, 3, horizon=4)
+    theirs = am.dynamics.absorption(small, local, 3, horizon=4)
+    assert ours.winner_probabilities.shape == (40_000,)
+    assert ours.cumulative is not None
+    assert theirs.cumulative is not None
+    np.testing.assert_allclose(ours.winner_probabilities[ids], theirs.winner_probabilities)
+    np.testing.assert_allclose(ours.mean_times[ids], theirs.mean_times)
+    np.testing.assert_allclose(ours.cumulative[:, ids], theirs.cumulative)
+    assert ours.mean_time == pytest.approx(theirs.mean_time)
+    for context in (3, am.DecayContext(0.5)):
+        sample = am.dynamics.absorption_monte_carlo(wide, key, prompt, context, 4, 200)
+        assert np.isin(sample.winners, [*ids, -1]).all()
+    assert (np.flatnonzero(sample.run) == ids).all()
+    won = am.dynamics.winner_probabilities(wide, key, prompt, 8, 500)
+    assert won.tokens.tolist() == ids.tolist()
+    assert won.shares.shape == (8, 3)
+    assert {j for s in won.sets for j in s} <= set(ids.tolist())
+    counts = np.bincount(prompt, minlength=40_000)[None]
+    some = am.dynamics.basins(wide, key, counts, prompt[-1], 8, 500)
+    np.testing.assert_array_equal(some.hits[0].sum(), won.hits.sum())
+    times = am.dynamics.time_to_share(wide, key, prompt, 0.5, 7, 4, 100)
+    assert times.times.shape == (4,)
+
+
 def test_rollout_is_that_of_the_restricted_ccmc(head, key):
     prompt, ids = [7, 2, 2, 4, 0], np.array([0, 2, 4, 7])  # a power of two: nothing is filled up
     small, _ = head.restrict(ids)

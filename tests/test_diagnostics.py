@@ -13,7 +13,7 @@ from scipy import stats
 import attnmarkov as am
 from attnmarkov.dynamics.diagnostics import diagnose
 from attnmarkov.dynamics.growth import fit_growth
-from attnmarkov.experiments._statistics import median_interval
+from attnmarkov.experiments._statistics import quantile_interval
 from attnmarkov.plot.diagnostics import diagnostics, distinct_ngrams, top_shares
 
 
@@ -234,7 +234,7 @@ def test_exponents_of_rollouts(key):
         assert 0 < predicted - exponents[j] < 0.05
         ours = fit.arrivals[rows, j].sum() / fit.exposure[rows, j].sum()
         np.testing.assert_allclose(group.exponent[j], ours)
-        middle = median_interval(fit.slope[rows, j], 0.05)
+        middle = quantile_interval(fit.slope[rows, j], 0.5, 0.05)
         assert (group.slope_lower[j], group.slope_upper[j]) == middle
         assert group.slope[j] == np.median(fit.slope[rows, j])
     assert abs(group.slope[2] - 0.5) < 0.06  # its counts are large enough for logarithms
@@ -250,6 +250,15 @@ def test_groups_and_small_groups():
     assert np.isnan(first.slope_lower[2])
     np.testing.assert_allclose(second.slope[0], math.log(50 / 19) / math.log(60 / 19))
     assert np.isnan(second.exponent[2])
+
+
+def test_slopes_of_small_counts_are_marked():
+    """Median slopes fall short of the exponent there, and the table says so."""
+    rng = np.random.default_rng(4)
+    text = repr(fit_growth(births(rng, 0.6, 5, 3000, 20), decades=math.log10(60)))
+    assert "(low: counts below 50), dispersion" in text
+    text = repr(fit_growth(np.tile([0, 0, 1], (2, 600)), decades=0.5))
+    assert "low:" not in text
 
 
 def test_clusters_show_in_the_dispersion():

@@ -1,5 +1,6 @@
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -30,7 +31,18 @@ def test_bad_winner():
         am.dynamics.winner_exponents(model, 2)
 
 
-@pytest.mark.parametrize("winner", [{0, 1}, (1, 0), [0, 1], np.array([0, 1]), frozenset({0, 1})])
+@pytest.mark.parametrize(
+    "winner",
+    [
+        {0, 1},
+        (1, 0),
+        np.array([0, 1]),
+        frozenset({0, 1}),
+        jnp.array([1, 0]),
+        {0: 1.0, 1: 2.0}.keys(),
+        iter([0, 1]),
+    ],
+)
 def test_exponents_beside_a_set(winner):
     """Halves for tokens 0 and 1: λ_2 = Σ_k m_k P[k, 2] / Σ_i m_i P[k, i] = 0.2 / 0.4."""
     got = am.dynamics.winner_exponents(PAIR, winner)
@@ -38,7 +50,7 @@ def test_exponents_beside_a_set(winner):
 
 
 def test_exponents_beside_a_set_of_one():
-    winners: list[Any] = [{2}, [2], np.int32(2)]
+    winners: list[Any] = [{2}, [2], np.int32(2), np.array(2), jnp.array(2)]
     for winner in winners:
         np.testing.assert_allclose(am.dynamics.winner_exponents(PAIR, winner), [0.75, 0.75, 1])
 
@@ -51,6 +63,7 @@ def test_exponents_beside_a_set_of_one():
         ([0, 0], "winner: token 0 is given twice"),
         ([0, 2], r"winner: the tokens \[0, 2\] have no equilibrium of their own"),
         ([0.5, 1], "winner: expected integers"),
+        ([[0, 1]], r"winner: expected 1 dimension\(s\), got shape \(1, 2\)"),
         (1.5, "winner: expected an integer, got 1.5"),
     ],
 )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import warnings
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -312,3 +316,76 @@ def test_many_tokens_by_the_flow():
 def test_bad_arguments(change, message):
     with pytest.raises(ValueError, match=message):
         equilibria(am.CCMC.from_transition_matrix(PAIR), **change)
+
+
+def test_powers_of_one_but_for_rounding():
+    """0.1 + 0.2 is not 0.3: the power is 1 all the same, everywhere."""
+    odd = {"exponent": 0.1 + 0.2, "temperature": 0.3}
+    model = am.CCMC.from_transition_matrix([[0.6, 0.4], [0.7, 0.3]])
+    found = equilibria(model, exponent=0.1 + 0.2, temperature=0.3)
+    assert found.complete
+    assert found.winner_sets == ((0,),)
+    phases = am.dynamics.two_token_phases(0.4, 0.7, **odd)
+    assert phases.power == 1
+    assert int(phases.regime) == 0
+    growth = np.asarray(growth_exponents(model, [1.0, 0.0], **odd))
+    np.testing.assert_allclose(growth, [1, (0.4 / 0.6) ** (1 / 0.3)], rtol=1e-5)
+
+
+def test_low_temperatures_mask_nothing():
+    """Entries of Q that underflow are not masked: the same as two tokens in closed form."""
+    cases = [(0.9999, 0.5, 1.0, 0.01), (0.7, 0.6, 1e-3, 1e-3), (0.1, 0.1, 0.05, 0.05)]
+    cases += [(0.9, 0.8, 0.002, 0.002), (0.03, 0.01, 0.01, 0.01), (0.4, 0.3, 1e6, 1.0)]
+    for p, q, exponent, temperature in cases:
+        model = am.CCMC.from_transition_matrix([[1 - p, p], [q, 1 - q]])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = equilibria(model, exponent=exponent, temperature=temperature)
+            one = am.dynamics.two_token_phases(p, q, exponent=exponent, temperature=temperature)
+        assert [found.at(w)[0].stable for w in (0, 1)] == one.can_win.tolist()
+        both = found.at((0, 1))
+        assert [e.stable for e in both] == one.stable[: len(both)].tolist()
+        if exponent == temperature:
+            np.testing.assert_allclose(both[0].occupancy[0], one.shares[0], rtol=1e-3)
+            assert not found.complete or p in (0.1, 0.03)
+    chain = am.CCMC.from_transition_matrix(
+        [[0.98, 0.01, 0.01], [0.02, 0.97, 0.01], [0.01, 0.01, 0.98]]
+    )
+    assert len(equilibria(chain, exponent=0.02, temperature=0.02)) > 2  # hardly a link: no error
+
+
+def test_twin_tokens_win_together():
+    """Tokens 0 and 1 have the same row: they share what they win as an urn does."""
+    p = [[0.4, 0.4, 0.2], [0.4, 0.4, 0.2], [0.2, 0.2, 0.6]]
+    found = equilibria(am.CCMC.from_transition_matrix(p))
+    assert found.winner_sets == ((2,), (0, 1))
+    twins = found.at((0, 1))[0]
+    assert twins.dimension == 1
+    assert twins.attracting
+    assert twins.is_winner_set
+    assert not twins.stable
+    assert "attracting, winner set; one of a continuum (dimension 1)" in repr(twins)
+    assert not found.at((0, 1, 2))[0].attracting  # unstable across
+    left = equilibria(
+        am.CCMC.from_transition_matrix([[0.3, 0.3, 0.4], [0.3, 0.3, 0.4], [0.2, 0.2, 0.6]])
+    )
+    assert left.winner_sets == ((2,),)
+
+
+def test_models_that_are_no_plain_matrix():
+    """Self-attention will do; NaN logits and traced models are named."""
+    rng = np.random.default_rng(0)
+    attention = am.SelfAttention.from_weights(rng.normal(size=(3, 3)), rng.normal(size=(3, 3)))
+    same, plain = equilibria(attention), equilibria(attention.to_ccmc())
+    assert [e.support for e in same] == [e.support for e in plain]
+    np.testing.assert_array_equal(
+        growth_exponents(attention, [1, 2, 3]), growth_exponents(attention.to_ccmc(), [1, 2, 3])
+    )
+    assert mean_field(attention, [1, 2, 3], 1.0, 2).shares.shape == (1, 2, 3)
+    with pytest.raises(ValueError, match=r"model.logits: entry \[0, 1\] is nan"):
+        equilibria(am.CCMC(jnp.array([[0, jnp.nan], [0, 0]])))
+    with pytest.raises(ValueError, match="model: equilibria are found on the host"):
+        jax.jit(lambda m: equilibria(m)[0].occupancy)(attention.to_ccmc())
+    bad: Any = np.eye(2)
+    with pytest.raises(ValueError, match="model: expected a CCMC or a SelfAttention, got ndarray"):
+        equilibria(bad)

@@ -63,10 +63,16 @@ def test_claims_fail_when_the_law_is_wrong(rolled):
 
 def test_no_verdict_on_what_is_censored_or_scarce(rolled):
     censored = rolled.copy(deep=True)
-    censored["time"].values[:, :3], censored["winner"].values[:, :3] = -1, -1
-    found = verdicts(censored, "mean steps") + verdicts(censored, "d log(mean time)")
-    assert set(found) == {"inconclusive"}
-    assert set(verdicts(censored, "not collapsed")) == {"inconclusive"}
+    censored["time"].values[:, :1], censored["winner"].values[:, :1] = -1, -1
+    short = dataclasses.replace(SMALL, max_steps=1000)  # the law allows one of 1000
+    for word in ("mean steps", "d log(mean time)", "not collapsed"):
+        assert set(verdicts(censored, word, short)) == {"inconclusive"}
+    assert set(verdicts(censored, "mean steps")) == {"fail"}  # but not of 1,000,000 steps
+    stuck = rolled.copy(deep=True)
+    stuck["time"].values[:, ::10], stuck["winner"].values[:, ::10] = -1, -1
+    assert set(verdicts(stuck, "mean steps")) == {"fail"}
+    assert set(verdicts(stuck, "d log(mean time)")) == {"fail"}
+    assert set(verdicts(stuck, "not collapsed")) == {"fail"}
     few = rolled.copy(deep=True)
     few["done"].values[:, 50:] = False
     assert set(verdicts(few, "mean steps")) == {"inconclusive"}

@@ -141,3 +141,19 @@ def test_flow_prints_and_single_start(model):
 def test_bad_arguments(model, change, message):
     with pytest.raises(ValueError, match=message):
         mean_field(model, **{"m0": [1, 1, 1], **change})
+
+
+def test_large_powers_and_low_temperatures():
+    model = am.CCMC.from_transition_matrix([[0.8, 0.2], [0.6, 0.4]])
+    grown = growth_exponents(model, [0.5, 0.5], exponent=1e6)  # equal shares: any power is plain
+    np.testing.assert_allclose(grown, [1.5, 0.5], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"temperature: at power 1e\+30 the chances to leave"):
+        stationary_law(model, [0.4, 0.6], temperature=1e-30)
+
+
+def test_shares_below_float32_are_absent():
+    model = am.CCMC.from_transition_matrix([[0.8, 0.2], [0.6, 0.4]])
+    for tiny in (1e-40, 1e-39, 1e-300):
+        law = stationary_law(model, [tiny, 1.0])
+        np.testing.assert_array_equal(law, [0, 1])
+    np.testing.assert_allclose(growth_exponents(model, [1e-37, 1.0])[0], 1.5, rtol=1e-4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 from matplotlib.patches import Wedge
@@ -200,6 +202,21 @@ def test_diagram_shows_the_regimes():
     assert legend is not None
     labels = [t.get_text() for t in legend.get_texts()]
     assert labels[-1] == "measured: by neither"
+
+
+def test_diagram_without_winners_and_cold_phases():
+    """No warnings where no token can win, or ``Q`` overflows."""
+    grid = np.linspace(0.55, 0.95, 5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        two_token_diagram(two_token_phases(grid[:, None], grid))
+        cold = two_token_phases(
+            [0.01, 0.3, 0.99], [0.02, 0.31, 0.98], exponent=1e-3, temperature=1e-3
+        )
+    # log m_1 / m_0 = |away| - |back| where both stay by themselves
+    away, back = (np.log(x / (1 - x)) / 1e-3 for x in (np.array([0.3]), np.array([0.31])))
+    np.testing.assert_allclose(np.log(cold.shares[1, 0]), away - back + 0, rtol=1e-6, atol=1e-6)
+    assert np.isfinite(cold.shares[:, 0]).all()
 
 
 def test_other_powers_against_rollouts(key):

@@ -7,7 +7,6 @@ import pytest
 
 from attnmarkov import sweep
 from attnmarkov.experiments.two_token_phase_diagram import TwoTokenPhaseDiagram
-from attnmarkov.experiments.two_token_phase_diagram import _exponents as exponents
 from attnmarkov.plot.portraits import two_token_diagram
 
 SMALL = TwoTokenPhaseDiagram(points=(0.2, 0.7), num_steps=2000, num_records=5, num_replicates=96)
@@ -18,7 +17,7 @@ def simulated():
     return sweep.run(SMALL, None, progress=False)
 
 
-def made(dataset, bend=0.0, spread=0.0, swapped=False, share=None, one_sided=False):
+def made(dataset, bend=0.0, spread=0.0, swapped=0, share=None, one_sided=False):
     """The dataset with outcomes exactly as predicted, or bent."""
     data, rng = dataset.copy(deep=True), np.random.default_rng(2)
     number = data.sizes["replicate"]
@@ -30,8 +29,8 @@ def made(dataset, bend=0.0, spread=0.0, swapped=False, share=None, one_sided=Fal
             w = winners[np.arange(number) % winners.size]
             if one_sided:
                 w = np.full(number, winners[0])
-            if swapped and winners.size == 1:
-                w[0] = 1 - w[0]
+            if winners.size == 1:
+                w[:swapped] = 1 - winners[0]
             counts[np.arange(number), w] = 10_000
             w = winners[np.arange(number) % winners.size]
             slope = phases.growth[w] + bend + spread * rng.normal(size=number)
@@ -60,15 +59,18 @@ def many(dataset, times=5):
 
 def test_claims_pass_on_what_theory_says(simulated):
     claims = SMALL.claims(made(many(simulated)))
-    assert [c.verdict for c in claims] == ["pass"] * 6
-    assert len({c.claim for c in claims}) == 6
+    assert [c.verdict for c in claims] == ["pass"] * 8
+    assert len({c.claim for c in claims}) == 8
 
 
 def test_claims_fail_when_the_theory_is_wrong(simulated):
     data = many(simulated)
     assert verdicts(made(data, bend=0.05), "exponent") == ["fail"] * 2
+    assert verdicts(made(data, bend=0.05), "λ of the loser") == ["fail"] * 2
+    assert verdicts(made(data, bend=0.02), "λ of the loser") == ["pass"] * 2
     assert verdicts(made(data, spread=0.6), "exponent") == ["inconclusive"] * 2
-    assert verdicts(made(data, swapped=True), "taken over") == ["fail"] * 2
+    assert verdicts(made(data, swapped=60), "taken over") == ["fail"] * 2
+    assert verdicts(made(data, swapped=1), "taken over") == ["pass"] * 2  # a lead may be transient
     assert verdicts(made(data, share=0.45), "both stay") == ["fail"]
     assert verdicts(made(many(data), one_sided=True), "either token") == ["fail"]
 
@@ -77,6 +79,18 @@ def test_no_verdict_on_few_trajectories(simulated):
     few = made(simulated).isel(replicate=slice(20))
     assert verdicts(few, "taken over") == ["inconclusive"] * 2
     assert verdicts(few, "exponent") == []  # no group of 40
+    assert verdicts(few, "both stay") == ["inconclusive"]
+
+
+def test_slow_models_are_not_judged(simulated):
+    """At p = q = 0.55 shares relax as t**-0.1: the median is still off where the theory holds."""
+    slow = TwoTokenPhaseDiagram(points=(0.55,), num_steps=100_000, num_records=5, num_replicates=96)
+    data = simulated.isel(config=slice(3, 4), replicate=slice(96)).copy(deep=True)
+    data["counts"].values[0] = np.rint(1e6 * np.array([0.53, 0.47]))
+    (claim,) = slow.claims(data)
+    assert claim.verdict == "inconclusive"
+    assert "the worst of 0 models of 1" in claim.claim
+    assert slow._left(0.55, 0.55) == pytest.approx(0.25 * 50_000**-0.1, rel=1e-4)
 
 
 def test_a_small_run_agrees(simulated):
@@ -115,16 +129,6 @@ def test_horizons():
         assert steps[-1] <= 10**9
         if phases.can_win.any():
             assert (steps[-1] / 510) ** phases.growth[phases.can_win].max() < 301
-
-
-def test_exponents_are_those_of_the_mean_field():
-    from attnmarkov.dynamics import growth_exponents
-
-    config = {"p": 0.3, "q": 0.8}
-    shares = np.array([[0.5, 0.5], [0.99, 0.01]])
-    grown = growth_exponents(SMALL.model(config), shares)
-    for j in (0, 1):
-        np.testing.assert_allclose(exponents(config, shares, j), grown[:, j], rtol=1e-5)
 
 
 def test_diagram_needs_a_grid():

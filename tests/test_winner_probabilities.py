@@ -196,6 +196,92 @@ def test_predicted_frequencies_are_power_laws():
         fit_constants(model, 0, [1.0], [1, 1, 1])
 
 
+def test_continua_win(key):
+    """Tokens 0 and 1 have equal rows, so that they share what they win as in an urn."""
+    twins = am.CCMC.from_transition_matrix([[0.4, 0.4, 0.2], [0.4, 0.4, 0.2], [0.2, 0.2, 0.6]])
+    found = winner_probabilities(twins, key, [0, 1, 2], 200, 20_000)
+    assert found.sets == ((2,), (0, 1))
+    assert found.num_undecided < 30
+    pair = found.shares[found.decided == 1, :2]
+    assert (pair.sum(axis=1) >= 0.9 - 1e-9).all()
+    assert pair[:, 0].std() > 0.15  # any shares remain
+    alone = winner_probabilities(twins, key, [0, 1], 50, 300)
+    assert alone.sets == ((0, 1),)
+    assert (alone.decided == 0).all()
+
+
+@pytest.mark.parametrize(("exponent", "temperature"), [(2.0, 1.0), (1.0, 0.5)])
+def test_powers_against_enumeration(exponent, temperature, key):
+    """By dynamic programming on (count of token 0, last), 40 steps."""
+    q, a, steps = TWO ** (1 / temperature), exponent / temperature, 40
+    mass = {(1, 1): 1.0}
+    for t in range(steps):
+        after = {}
+        for (n, last), probability in mass.items():
+            w = q[last] * np.array([n, 2 + t - n], float) ** a
+            for j in (0, 1):
+                name = (n + (j == 0), j)
+                after[name] = after.get(name, 0) + probability * w[j] / w.sum()
+        mass = after
+    law = np.zeros(steps + 3)
+    for (n, _), probability in mass.items():
+        law[n] += probability
+    model = am.CCMC.from_transition_matrix(TWO)
+    options = {"exponent": exponent, "temperature": temperature}
+    found = winner_probabilities(model, key, [0, 1], 4000, steps, **options)
+    assert found.sets == ((0,), (1,))
+    counts = np.rint(found.shares[:, :1] * (steps + 2)).astype(int)
+    assert_law(counts, {(n,): p for n, p in enumerate(law) if p > 0})
+    some = basins(model, key, [[1, 1]], 1, 4000, steps, **options)
+    np.testing.assert_array_equal(some.hits[0], found.hits)
+
+
+def test_weak_reinforcement_mixes(key):
+    model = am.CCMC.from_transition_matrix(TWO)
+    found = winner_probabilities(model, key, [0, 1], 50, 20_000, exponent=0.5)
+    assert found.sets == ((0, 1),)
+    assert (found.decided == 0).all()
+    with pytest.raises(ValueError, match="temperature"):
+        winner_probabilities(model, key, [0, 1], temperature=0)
+    with pytest.raises(ValueError, match="exponent"):
+        basins(model, key, [[1, 1]], exponent=np.nan)
+
+
+def test_what_cannot_win_has_no_power_laws():
+    model = am.CCMC.from_transition_matrix([[0.8, 0.2], [0.7, 0.3]])
+    with pytest.raises(ValueError, match=r"winner: \[1\] cannot win beside token 0, .* 2.33333"):
+        predicted_frequencies(model, 1, [1, 1e6], [0.5, 0.5])
+    np.testing.assert_allclose(predicted_frequencies(model, 1, [9.0], [0, 1]), [[0, 1]])  # alone
+    for winner in (np.array(0), {0: "a"}.keys(), [0]):
+        shares = predicted_frequencies(model, winner, [16.0], [0, 0.4])
+        np.testing.assert_allclose(shares[0, 1], 0.4 * 16**-0.75, rtol=1e-6)
+
+
+def test_a_share_of_one_takes_for_ever():
+    model = am.CCMC.from_transition_matrix([[0.8, 0.2], [0.8, 0.2]])
+    for token in (None, 0):
+        assert predicted_time_to_share(model, [5, 5], 1.0, token) == np.inf
+        assert predicted_time_to_share(model, [5, 0], 1.0, token) == 0
+    exact = 5 * 999_999 ** (4 / 3) * 1e6 / 999_999  # n_1 = 5 (n_0 / 5) ** (1 / 4)
+    assert predicted_time_to_share(model, [5, 5], 1 - 1e-6) == pytest.approx(exact, rel=2e-2)
+    assert predicted_time_to_share(model, [55, 45], 0.55) == 0
+
+
+def test_basins_take_a_query_that_the_prompt_holds(key):
+    model = am.CCMC.from_transition_matrix(PAIR)
+    counts = [[0, 2, 1], [3, 0, 0], [0, 0, 2]]
+    found = basins(model, key, counts, num_trajectories=4, num_steps=50)
+    assert found.last.tolist() == [1, 0, 2]
+    given = basins(model, key, counts, found.last, num_trajectories=4, num_steps=50)
+    np.testing.assert_array_equal(found.hits, given.hits)
+    place = found.index(2)
+    for winner in (np.int64(2), np.array(2), {2}, np.array([2])):
+        assert found.index(winner) == place
+    ax = plot_basins(found, np.flatnonzero([0, 0, 1])[0], ax=Figure().subplots())
+    assert ax.figure is not None
+    assert "token 2 wins" in ax.figure.axes[1].get_ylabel()
+
+
 def test_grids_of_counts():
     assert len(count_grid(4, 0)) == 24  # no empty prompt
     grid = compositions(6, 3, 0)

@@ -4,6 +4,13 @@ from attnmarkov.dynamics.absorption import Absorption, absorption
 from attnmarkov.dynamics.absorption_sample import AbsorptionSample, absorption_monte_carlo
 from attnmarkov.dynamics.absorption_table import AbsorptionTable, absorption_table
 from attnmarkov.dynamics.basins import Basins, basins, compositions, count_grid
+from attnmarkov.dynamics.decoding import (
+    DECODING_REGIMES,
+    DecodingPrediction,
+    decoding_cost,
+    predict_decoding,
+    staying_probability,
+)
 from attnmarkov.dynamics.diagnostics import Diagnostics, diagnose
 from attnmarkov.dynamics.drift import drift, growth_exponents, stationary_law
 from attnmarkov.dynamics.equilibria import Equilibria, Equilibrium, equilibria
@@ -17,11 +24,13 @@ from attnmarkov.dynamics.urn_law import UrnWinners, urn_winners
 from attnmarkov.dynamics.winner_probabilities import WinnerProbabilities, winner_probabilities
 
 __all__ = [
+    "DECODING_REGIMES",
     "REGIMES",
     "Absorption",
     "AbsorptionSample",
     "AbsorptionTable",
     "Basins",
+    "DecodingPrediction",
     "Diagnostics",
     "Equilibria",
     "Equilibrium",
@@ -37,6 +46,7 @@ __all__ = [
     "basins",
     "compositions",
     "count_grid",
+    "decoding_cost",
     "diagnose",
     "drift",
     "equilibria",
@@ -45,9 +55,11 @@ __all__ = [
     "growth_exponents",
     "mean_field",
     "possible_winners",
+    "predict_decoding",
     "predicted_frequencies",
     "predicted_time_to_share",
     "stationary_law",
+    "staying_probability",
     "time_to_share",
     "two_token_phases",
     "urn_winners",

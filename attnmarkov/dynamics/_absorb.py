@@ -64,10 +64,11 @@ def moments(
 def _blocks(chain: WindowChain, final: np.ndarray) -> list[np.ndarray]:
     """Transient states by support, from large supports to small."""
     transient = np.flatnonzero(~final)
-    order = transient[np.argsort(chain.support[transient], kind="stable")]
-    cuts = np.flatnonzero(np.diff(chain.support[order])) + 1
+    support = chain.law.support(chain.codes)
+    order = transient[np.argsort(support[transient], kind="stable")]
+    cuts = np.flatnonzero(np.diff(support[order])) + 1
     parts = [part for part in np.split(order, cuts) if part.size]
-    return sorted(parts, key=lambda part: -int(chain.support[part[0]]).bit_count())
+    return sorted(parts, key=lambda part: -int(support[part[0]]).bit_count())
 
 
 def _classes(chain: WindowChain, block: np.ndarray) -> Int[np.ndarray, " state"]:

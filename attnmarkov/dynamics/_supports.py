@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 RANK = 1e-6  # singular values below this part of the largest are what float32 logits make of 0
 _POSITIVE = 1e-10  # smaller x are rounding errors of 0: an equilibrium of a smaller support
 _NEWTON_STEPS = 60
+LOG_RANGE = 690.0  # numbers below exp(-690) leave the range of float64
 _TINY = 1e-14  # in the jacobian, where it is singular: then any step will do
 
 
@@ -30,46 +31,61 @@ class Found(NamedTuple):
     freedom: np.ndarray  # (n,) int, the dimension of the continuum that each is one of
 
 
-def weights(model: CCMC, temperature: float = 1.0) -> np.ndarray:
-    """``Q = P ** (1 / temperature)`` in float64, (K, K), every row scaled to a largest 1."""
+def log_weights(model: CCMC, temperature: float = 1.0) -> np.ndarray:
+    """``log Q = log P / temperature`` in float64, (K, K), the largest of every row 0.
+
+    Minus infinity for masked tokens alone: ``Q`` itself underflows at low temperatures.
+    """
     logits = np.asarray(model.logits, np.float64) / float(temperature)
-    return np.exp(logits - logits.max(axis=1, keepdims=True))
+    return logits - logits.max(axis=1, keepdims=True)
+
+
+def underflows(log_q: np.ndarray) -> bool:
+    """Whether entries that are not masked are too far below others of their row for float64."""
+    return bool(((log_q < -LOG_RANGE) & (log_q > -np.inf)).any())
+
+
+def linear(log_q: np.ndarray) -> np.ndarray:
+    """``Q``, above 0 wherever it is not masked."""
+    return np.where(log_q > -np.inf, np.exp(np.maximum(log_q, -LOG_RANGE)), 0)
 
 
 def submatrices(q: np.ndarray, supports: np.ndarray) -> np.ndarray:
-    """(n, s, s) blocks ``Q_AA``."""
+    """(n, s, s) blocks of ``Q``, or of its logarithm, on the supports."""
     return q[supports[:, :, None], supports[:, None, :]]
 
 
-def connected(q: np.ndarray, supports: np.ndarray) -> np.ndarray:
+def connected(log_q: np.ndarray, supports: np.ndarray) -> np.ndarray:
     """(n,) whether all tokens of a support reach one another within it.
 
     Only then can it hold an equilibrium of one chain: a token that is not come back to gets no
     share, and parts that never reach one another are chains of their own.
     """
-    if np.all(q > 0):
+    if np.all(log_q > -np.inf):
         return np.ones(len(supports), bool)
-    block = submatrices(q, supports) > 0
+    block = submatrices(log_q, supports) > -np.inf
     follows = np.any(block, axis=(1, 2))  # a single token must follow itself
     return np.all(reachable(block), axis=(1, 2)) & follows
 
 
-def solve_linear(q: np.ndarray, supports: np.ndarray) -> Found:
+def solve_linear(log_q: np.ndarray, supports: np.ndarray) -> Found:
     """All equilibria for power 1 with exactly these supports; of a continuum, one.
 
     Args:
-        q: (K, K) rows of ``P`` in any scale.
+        log_q: (K, K) rows of ``log P``, each up to a constant.
         supports: (n, s) token ids.
     """
-    supports = supports[connected(q, supports)]
+    supports = supports[connected(log_q, supports)]
+    block = submatrices(log_q, supports)
+    block = block - block.max(axis=2, keepdims=True)
+    inside = block.max(axis=1).min(axis=1) > -LOG_RANGE
+    supports, block = supports[inside], block[inside]
     if len(supports) == 0:
         return _nothing(supports)
-    block = submatrices(q, supports)
-    row = block.max(axis=2)
-    column = (block / row[:, :, None]).max(axis=1)
+    column = block.max(axis=1)
     # Balanced, so that the rank is that of a matrix whose entries have errors of one size.
-    a = (block / row[:, :, None] / column[:, None, :]).transpose(0, 2, 1)
-    b = 1 / column
+    a = np.exp(block - column[:, None, :]).transpose(0, 2, 1)
+    b = np.exp(-column)
     u, sigma, vt = np.linalg.svd(a)
     kept = sigma > RANK * sigma[:, :1]
     inverse = np.where(kept, 1 / np.where(kept, sigma, 1), 0)
@@ -83,8 +99,8 @@ def solve_linear(q: np.ndarray, supports: np.ndarray) -> Found:
     for i in np.flatnonzero(solved & (freedom > 0) & (x.min(axis=1) <= 0)):
         x[i] = _most_positive(x[i], vt[i, ~kept[i]].T)
     good = solved & (x > _POSITIVE * abs(x).max(axis=1, keepdims=True)).all(axis=1)
-    supports, block, x = supports[good], block[good], (x / row)[good]
-    return Found(supports, _perron(x[:, :, None] * block), freedom[good])
+    flow = np.where(block[good] > -np.inf, np.log(x[good])[:, :, None] + block[good], -np.inf)
+    return Found(supports[good], _perron(flow), freedom[good])
 
 
 def _most_positive(x: np.ndarray, directions: np.ndarray) -> np.ndarray:
@@ -101,29 +117,36 @@ def _most_positive(x: np.ndarray, directions: np.ndarray) -> np.ndarray:
     return x + directions @ found.x[:-1] if found.status == 0 else x
 
 
-def _perron(b: np.ndarray) -> np.ndarray:
-    """(n, s) probability vectors with ``B m = m`` for irreducible ``B`` whose columns sum to 1."""
-    size = b.shape[-1]
-    ones = np.ones((*b.shape[:-1], 1))
-    m = np.linalg.solve(np.eye(size) - b + 1, ones)[..., 0]
-    m = np.maximum(m, np.finfo(float).tiny)
+def _perron(log_b: np.ndarray) -> np.ndarray:
+    """(n, s) probability vectors with ``B m = m`` for irreducible ``B`` whose columns sum to 1.
+
+    By Grassmann, Taksar and Heyman's elimination in logarithms: links may be as weak as they like.
+    """
+    size, a = log_b.shape[-1], log_b.transpose(0, 2, 1).copy()  # rows sum to 1
+    for k in range(size - 1, 0, -1):
+        a[:, :k, k] -= np.logaddexp.reduce(a[:, k, :k], axis=1, keepdims=True)
+        a[:, :k, :k] = np.logaddexp(a[:, :k, :k], a[:, :k, k, None] + a[:, k, None, :k])
+    log_m = np.zeros((len(a), size))
+    for k in range(1, size):
+        log_m[:, k] = np.logaddexp.reduce(log_m[:, :k] + a[:, :k, k], axis=1)
+    m = np.exp(_normalised(log_m))
     return m / m.sum(axis=1, keepdims=True)
 
 
-def solve_newton(q: np.ndarray, supports: np.ndarray, log_m: np.ndarray, power: float) -> Found:
+def solve_newton(log_q: np.ndarray, supports: np.ndarray, log_m: np.ndarray, power: float) -> Found:
     """Equilibria that Newton's method in ``log m`` reaches from given starts; each once.
 
     Args:
-        q: (K, K) rows of ``Q`` in any scale.
+        log_q: (K, K) rows of ``log Q``, each up to a constant.
         supports: (n, s) token ids; the same support may come with many starts.
         log_m: (n, s) starts, up to a constant.
         power: ``a``.
     """
-    good = connected(q, supports)
+    good = connected(log_q, supports)
     supports, z = supports[good], np.array(log_m[good], float)
     if len(supports) == 0:
         return _nothing(supports)
-    block = submatrices(q, supports)
+    block = submatrices(log_q, supports)
     left, error = np.arange(len(z)), np.full(len(z), np.inf)
     for _ in range(_NEWTON_STEPS):
         z[left] = _normalised(z[left])
@@ -135,7 +158,7 @@ def solve_newton(q: np.ndarray, supports: np.ndarray, log_m: np.ndarray, power: 
             break
         # Shifting log m changes nothing: adding ones fixes the shift and makes it regular.
         step = np.linalg.solve(
-            jacobian + 1 + _TINY * np.eye(jacobian.shape[-1]), residual[..., None]
+            jacobian + 1 + _TINY * max(1, power) * np.eye(jacobian.shape[-1]), residual[..., None]
         )[..., 0]
         longest = abs(step).max(axis=1, keepdims=True)
         step = step * np.minimum(1, 2 / np.maximum(longest, 1e-300))
@@ -161,48 +184,56 @@ def _normalised(z: np.ndarray) -> np.ndarray:
     return z - np.log(np.exp(z).sum(axis=1, keepdims=True))
 
 
-def _residual(q: np.ndarray, z: np.ndarray, power: float) -> tuple[np.ndarray, np.ndarray]:
+def _residual(log_q: np.ndarray, z: np.ndarray, power: float) -> tuple[np.ndarray, np.ndarray]:
     """``log Σ_k x_k Q[k, j] + (a − 1) log m_j`` (n, s), and its derivative by ``log m``."""
-    scaled = np.exp(power * (z - z.max(axis=1, keepdims=True)))
-    weight = q * scaled[:, None, :]
-    total = weight.sum(axis=2, keepdims=True)
-    law = weight / total
-    x = np.exp(z - power * z.max(axis=1, keepdims=True)) / total[..., 0]
-    pull = x[:, :, None] * q
-    arrived = pull.sum(axis=1)
-    residual = np.log(arrived) + (power - 1) * z
-    back = pull.transpose(0, 2, 1) / arrived[:, :, None]  # (j, k): where a visit of j came from
+    most = z.max(axis=1, keepdims=True)
+    scores = log_q + (power * (z - most))[:, None, :]
+    total = np.logaddexp.reduce(scores, axis=2, keepdims=True)
+    law = np.exp(scores - total)
+    pull = z[:, :, None] - total + log_q
+    arrived = np.logaddexp.reduce(pull, axis=1)
+    residual = arrived + (power - 1) * (z - most) - most
+    # (j, k): where a visit of j came from
+    back = np.exp(pull - arrived[:, None, :]).transpose(0, 2, 1)
     jacobian = back - power * back @ law + (power - 1) * np.eye(z.shape[1])
     return residual, jacobian
 
 
-def jacobians(q: np.ndarray, found: Found, power: float) -> np.ndarray:
-    """(n, s, s) derivative of the drift ``ν(m) − m`` at equilibria, within their faces.
+def face_eigenvalues(log_q: np.ndarray, found: Found, power: float) -> np.ndarray:
+    """(n, s - 1) complex eigenvalues of the drift's derivative at equilibria, within their faces.
 
-    From ``dν (I − M) = m dM``: ``a Zᵀ (I − Mᵀ D M D⁻¹) − I`` with ``D = diag(m)`` and
-    ``Z = (I − M + 1 m)⁻¹`` the fundamental matrix.
+    From ``dν (I − M) = m dM`` the derivative of ``ν(m) − m`` is
+    ``a Zᵀ (I − Mᵀ D M D⁻¹) − I`` with ``D = diag(m)`` and ``Z`` the inverse of ``L = I − M`` on
+    vectors that sum to 0. In terms of ``L``, whose diagonal is a sum, nothing is
+    subtracted: tokens may almost never leave one another.
     """
-    block, m = submatrices(q, found.supports), found.shares
-    size = m.shape[1]
-    weight = np.exp(power * np.log(m))[:, None, :] * block
-    total = weight.sum(axis=2, keepdims=True)
-    law = weight / total
-    turned = m[:, :, None] / total * block * np.exp((power - 1) * np.log(m))[:, None, :]
-    change = np.eye(size) - law.transpose(0, 2, 1) @ turned
-    fundamental = (np.eye(size) - law + m[:, None, :]).transpose(0, 2, 1)
-    return power * np.linalg.solve(fundamental, change) - np.eye(size)
-
-
-def face_eigenvalues(jacobian: np.ndarray) -> np.ndarray:
-    """(n, s - 1) complex eigenvalues on vectors that sum to 0."""
-    size = jacobian.shape[-1]
+    block, z = submatrices(log_q, found.supports), np.log(found.shares)
+    size = z.shape[1]
     if size == 1:
-        return np.zeros((len(jacobian), 0), complex)
+        return np.zeros((len(z), 0), complex)
+    scores = block + power * z[:, None, :]
+    scores = scores - np.logaddexp.reduce(scores, axis=2, keepdims=True)
+    leave = -_off_diagonal(scores)
+    turned = -_off_diagonal(scores + z[:, :, None] - z[:, None, :])  # D L D^-1 but its diagonal
+    diagonal = np.arange(size)
+    leave[:, diagonal, diagonal] = turned[:, diagonal, diagonal] = -leave.sum(axis=2)
+    back = leave.transpose(0, 2, 1)
     basis = np.linalg.svd(np.ones((1, size)))[2][1:]  # orthonormal, orthogonal to ones
-    return np.linalg.eigvals(basis @ jacobian @ basis.T).astype(complex)
+    inner = basis @ back @ basis.T
+    change = basis @ (back + turned - back @ turned) @ basis.T
+    try:
+        solved = np.linalg.solve(inner, change)
+    except np.linalg.LinAlgError:  # links so weak beside others that they are rounded off
+        solved = np.linalg.pinv(inner) @ change
+    return np.linalg.eigvals(power * solved - np.eye(size - 1)).astype(complex)
 
 
-def growth(q: np.ndarray, found: Found, power: float) -> np.ndarray:
+def _off_diagonal(logs: np.ndarray) -> np.ndarray:
+    """Exponentials, above 0 where they are not masked, and 0 on the diagonal."""
+    return linear(logs) * (1 - np.eye(logs.shape[-1]))
+
+
+def growth(log_q: np.ndarray, found: Found, power: float) -> np.ndarray:
     """(n, K) growth exponents at equilibria: 1 on the support, ``λ_j`` elsewhere.
 
     NaN, for power 1, for a token that can come but does not attend the support: how it grows
@@ -210,18 +241,20 @@ def growth(q: np.ndarray, found: Found, power: float) -> np.ndarray:
     below 1 they are pulled back at an infinite rate.
     """
     n = len(found.shares)
-    rows = q[found.supports]  # (n, s, K)
-    inside = np.zeros((n, q.shape[0]), bool)
+    rows = log_q[found.supports]  # (n, s, K)
+    inside = np.zeros((n, len(log_q)), bool)
     inside[np.arange(n)[:, None], found.supports] = True
-    weight = submatrices(q, found.supports) * np.exp(power * np.log(found.shares))[:, None, :]
-    x = found.shares / weight.sum(axis=2)
-    rate = np.einsum("nk,nkj->nj", x, rows)
+    z = np.log(found.shares)
+    scores = submatrices(log_q, found.supports) + power * z[:, None, :]
+    log_x = z - np.logaddexp.reduce(scores, axis=2)
+    with np.errstate(over="ignore"):  # infinite at very low temperatures
+        rate = np.exp(np.logaddexp.reduce(log_x[:, :, None] + rows, axis=1))
     if power > 1:
         rate = np.zeros_like(rate)
     elif power < 1:
-        rate = np.where(rate > 0, np.inf, 0)
+        rate = np.where((rows > -np.inf).any(axis=1), np.inf, 0)
     else:
-        back = np.stack([(q[:, support] > 0).any(axis=1) for support in found.supports])
+        back = np.stack([(log_q[:, s] > -np.inf).any(axis=1) for s in found.supports])
         rate = np.where((rate > 0) & ~back, np.nan, rate)
     return np.where(inside, 1.0, rate)
 

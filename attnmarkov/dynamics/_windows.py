@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from attnmarkov.model import Decoder, LagContext, Sampling, SelfAttention, WindowContext
+from attnmarkov.model import Decoder, LagContext, Sampling, WindowContext
 from attnmarkov.prompts import Prompts
 from attnmarkov.rollout import Law
 from attnmarkov.rollout._check import reachable
@@ -69,8 +69,14 @@ class WindowLaw:
         kept = codes if length < self.size else codes % self.base ** (self.size - 1)
         return kept[:, None] * self.base + np.arange(self.base)
 
+    def absorbed(self, codes: np.ndarray) -> np.ndarray:
+        """Whether each full window holds one single digit: it is that times 1 + B + B² + …."""
+        return codes % sum(self.base**lag for lag in range(self.size)) == 0
+
     def support(self, codes: np.ndarray) -> np.ndarray:
-        """The set of digits in each full window, as bits."""
+        """The set of digits in each full window, as bits. No more than 62 digits have any."""
+        if self.base > 62:
+            raise ValueError(f"law: sets of {self.base} different tokens do not fit into 62 bits")
         bits = np.zeros(codes.size, np.int64)
         for lag in range(self.size):
             bits |= 1 << self.digits(codes, lag)
@@ -174,11 +180,6 @@ def checked_decoder(decoder: Any) -> Decoder:
     return decoder
 
 
-def plain_model(model: CCMC | SelfAttention) -> CCMC:
-    """The CCMC itself, or that of self-attention."""
-    return model.to_ccmc() if isinstance(model, SelfAttention) else model
-
-
 def reach(context: WindowContext | LagContext) -> int:
     """How many of the last tokens a finite context sees."""
     return context.size if isinstance(context, WindowContext) else np.shape(context.weights)[0]
@@ -244,14 +245,12 @@ class WindowChain:
         codes: (S,) windows, increasing.
         transitions: (S, S) CSR matrix in float64; rows of absorbed and of dead windows are empty.
         absorbed: (S,) whether the window holds one single token.
-        support: (S,) the set of digits in each window, as bits.
     """
 
     law: WindowLaw
     codes: Int[np.ndarray, " state"]
     transitions: Any
     absorbed: Bool[np.ndarray, " state"]
-    support: Int[np.ndarray, " state"]
 
 
 def explore(law: WindowLaw, start: np.ndarray, max_states: int) -> WindowChain:
@@ -270,8 +269,7 @@ def explore(law: WindowLaw, start: np.ndarray, max_states: int) -> WindowChain:
         if total > max_states:
             raise ValueError(refusal(law.base, law.size, max_states))
         p = law.probabilities(front, law.size)
-        support = law.support(front)
-        p[support & (support - 1) == 0] = 0  # nothing happens any more
+        p[law.absorbed(front)] = 0  # nothing happens any more
         layers.append(front)
         probabilities.append(p)
         front = fresh(np.unique(law.push(front, law.size)[p > 0]))
@@ -282,8 +280,7 @@ def explore(law: WindowLaw, start: np.ndarray, max_states: int) -> WindowChain:
     column = np.searchsorted(codes, law.push(codes, law.size)[row, digit])
     shape = (codes.size, codes.size)
     transitions = sparse.csr_array((p[row, digit], (row, column)), shape=shape)
-    support = law.support(codes)
-    return WindowChain(law, codes, transitions, support & (support - 1) == 0, support)
+    return WindowChain(law, codes, transitions, law.absorbed(codes))
 
 
 def refusal(base: int, size: int, max_states: int) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from attnmarkov import _validate
 from attnmarkov.dynamics import _absorb, _windows
+from attnmarkov.dynamics._models import as_ccmc
+from attnmarkov.model import AttentionHead
+from attnmarkov.rollout.support import parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,7 +67,7 @@ class Absorption:
 
 
 def absorption(
-    model: CCMC | SelfAttention,
+    model: CCMC | SelfAttention | AttentionHead,
     prompt: Sequence[int] | np.ndarray | Prompts,
     context: int | WindowContext | LagContext,
     decoder: Decoder | None = None,
@@ -81,7 +84,8 @@ def absorption(
     aggregation without subtractions, so that even times of 1e15 have relative precision 1e-9.
 
     Args:
-        model: A CCMC, or self-attention (taken through its exact CCMC).
+        model: A CCMC, self-attention (taken through its exact CCMC), or an attention head (of
+            which only the logits between tokens of the prompt are made).
         prompt: (L,) token ids, or :class:`~attnmarkov.Prompts` of one prompt (whose query may be
             given apart). It may be shorter than the window, which then fills up first.
         context: The number of tokens seen, a ``WindowContext`` (with its exponent), or a
@@ -111,7 +115,12 @@ def absorption(
     if horizon is not None:
         horizon = _validate.integer(horizon, "horizon", minimum=0)
     max_states = _validate.integer(max_states, "max_states", minimum=1)
-    ccmc = _windows.plain_model(model)
+    if isinstance(model, AttentionHead):
+        (part,) = parts(model, prompt, 1)
+        options = {"horizon": horizon, "max_states": max_states}
+        found = absorption(part.model, part.prompts, context, decoder, **options)
+        return _on_ids(found, part.ids, model.num_tokens)
+    ccmc = as_ccmc(model)
     window, query = _windows.prompt_window(ccmc, prompt, context)
     tokens = np.unique(window)
     if tokens.size == 1:
@@ -144,6 +153,17 @@ def absorption(
         chain.codes.size,
         cumulative,
     )
+
+
+def _on_ids(found: Absorption, ids: np.ndarray, num_tokens: int) -> Absorption:
+    """What was found on some tokens, for all: the others never win."""
+    p, means = np.zeros(num_tokens), np.full(num_tokens, np.nan)
+    p[ids], means[ids] = found.winner_probabilities[: ids.size], found.mean_times[: ids.size]
+    cumulative = None
+    if found.cumulative is not None:
+        cumulative = np.zeros((len(found.cumulative), num_tokens))
+        cumulative[:, ids] = found.cumulative[:, : ids.size]
+    return replace(found, winner_probabilities=p, mean_times=means, cumulative=cumulative)
 
 
 def _at_once(token: int, num_tokens: int, horizon: int | None) -> Absorption:

@@ -9,9 +9,16 @@ import numpy as np
 
 from attnmarkov import _validate
 from attnmarkov._intervals import share_intervals
-from attnmarkov.dynamics._windows import checked_decoder, plain_model, reach
+from attnmarkov.dynamics._models import as_ccmc
+from attnmarkov.dynamics._windows import checked_decoder, reach
 from attnmarkov.dynamics.passage import PassageTimes, as_prompts, check_level, in_chunks
-from attnmarkov.model import DecayContext, LagContext, Sampling, WindowContext
+from attnmarkov.model import (
+    AttentionHead,
+    DecayContext,
+    LagContext,
+    Sampling,
+    WindowContext,
+)
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Float, Int, Key
@@ -28,7 +35,8 @@ class AbsorptionSample(PassageTimes):
 
     Attributes:
         winners: (R,) int64 the token; -1 where the time is.
-        run: (K,) int64 how many times in a row each token has to come.
+        run: (K,) int64 how many times in a row each token has to come. With a ``DecayContext`` of
+            an ``AttentionHead`` 0 for tokens that no prompt holds: those never come.
     """
 
     winners: Int[np.ndarray, " replicate"]
@@ -60,7 +68,7 @@ class AbsorptionSample(PassageTimes):
 
 
 def absorption_monte_carlo(
-    model: CCMC | SelfAttention,
+    model: CCMC | SelfAttention | AttentionHead,
     key: Key[Array, ""],
     prompt: Any,
     context: int | Context,
@@ -113,12 +121,20 @@ def absorption_monte_carlo(
     True
     """
     check_level(level)
-    ccmc, decoder = plain_model(model), checked_decoder(decoder)
+    decoder = checked_decoder(decoder)
+    is_head = isinstance(model, AttentionHead)
+    ccmc = model if is_head else as_ccmc(model)
     if isinstance(context, int | np.integer) and not isinstance(context, bool):
         context = WindowContext(int(context))
-    run = _run(ccmc, context, decoder, return_probability)
-    assert not isinstance(context, int | np.integer)
     prompts = as_prompts(prompt, ccmc.num_tokens)
+    if is_head and isinstance(context, DecayContext):
+        counts = np.asarray(prompts.counts)
+        small, ids = model.restrict(np.union1d(np.flatnonzero(counts.any(axis=0)), prompts.last))
+        run = np.zeros(ccmc.num_tokens, np.int64)
+        run[ids] = _run(small, context, decoder, return_probability)
+    else:
+        run = _run(ccmc, context, decoder, return_probability)
+    assert not isinstance(context, int | np.integer)
     context.check_prompts(prompts)
     chunks = in_chunks(
         ccmc, key, prompts, num_steps, num_trajectories, context, decoder, first_replicate
@@ -155,7 +171,7 @@ def _tails(prompts: Prompts, num_trajectories: int) -> tuple[np.ndarray, np.ndar
 
 
 def _run(
-    ccmc: CCMC, context: Any, decoder: Decoder, return_probability: float
+    ccmc: CCMC | AttentionHead, context: Any, decoder: Decoder, return_probability: float
 ) -> Int[np.ndarray, " token"]:
     """How often each token must come in a row to have the context for itself."""
     size = ccmc.num_tokens

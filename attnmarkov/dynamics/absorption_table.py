@@ -9,6 +9,7 @@ import numpy as np
 
 from attnmarkov import _validate
 from attnmarkov.dynamics import _absorb, _windows
+from attnmarkov.dynamics._models import as_ccmc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +90,7 @@ def absorption_table(
 
     context, decoder = _windows.finite_context(context), _windows.checked_decoder(decoder)
     max_states = _validate.integer(max_states, "max_states", minimum=1)
-    ccmc = _windows.plain_model(model)
+    ccmc = as_ccmc(model)
     size, reach = ccmc.num_tokens, _windows.reach(context)
     law = _windows.window_law(ccmc.logits, np.arange(size), context, decoder, max_states)
     if size**reach > max_states:

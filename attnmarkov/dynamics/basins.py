@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,20 +10,24 @@ import numpy as np
 
 from attnmarkov import _validate
 from attnmarkov._intervals import share_intervals
-from attnmarkov.dynamics._windows import plain_model
+from attnmarkov.dynamics.drift import check_power
+from attnmarkov.dynamics.exponents import as_winners
 from attnmarkov.dynamics.winner_probabilities import (
     check_rule,
     default_steps,
     final_shares,
+    on_tokens,
     winners_among,
 )
 from attnmarkov.prompts import Prompts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from jaxtyping import Array, Float, Int, Key
     from numpy.typing import ArrayLike
 
-    from attnmarkov.model import CCMC, SelfAttention
+    from attnmarkov.model import CCMC, AttentionHead, SelfAttention
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +63,7 @@ class Basins:
         Raises:
             ValueError: If it is no winner set (those that are, are listed).
         """
-        return self.hits[:, self._index(winner)] / self.num_trajectories
+        return self.hits[:, self.index(winner)] / self.num_trajectories
 
     def interval(self, winner: int | Iterable[int]) -> Float[np.ndarray, "end prompt"]:
         """(2, n) ends of its intervals; see ``WinnerProbabilities.intervals``.
@@ -68,15 +71,20 @@ class Basins:
         Raises:
             ValueError: As :meth:`probability`.
         """
-        i = self._index(winner)
+        i = self.index(winner)
         ends = [
             share_intervals(hits, int(left), self.num_trajectories, 1 - self.level)
             for hits, left in zip(self.hits, self.num_undecided, strict=True)
         ]
         return np.array([[low[i], high[i]] for low, high in ends]).T
 
-    def _index(self, winner: int | Iterable[int]) -> int:
-        tokens = tuple(sorted(winner)) if isinstance(winner, Iterable) else (int(winner),)
+    def index(self, winner: int | Iterable[int] | ArrayLike) -> int:
+        """The place in ``sets`` of a token id, or of several in any order.
+
+        Raises:
+            ValueError: As :meth:`probability`.
+        """
+        tokens = tuple(as_winners(winner, self.counts.shape[1]).tolist())
         if tokens not in self.sets:
             raise ValueError(f"winner: {tokens} is no winner set; those are {self.sets}")
         return self.sets.index(tokens)
@@ -91,13 +99,15 @@ class Basins:
 
 
 def basins(
-    model: CCMC | SelfAttention,
+    model: CCMC | SelfAttention | AttentionHead,
     key: Key[Array, ""],
     counts: ArrayLike,
-    last: ArrayLike = 0,
+    last: ArrayLike | None = None,
     num_trajectories: int = 200,
     num_steps: int | None = None,
     *,
+    exponent: float = 1.0,
+    temperature: float = 1.0,
     tolerance: float = 0.1,
     level: float = 0.99,
 ) -> Basins:
@@ -108,9 +118,12 @@ def basins(
         key: As there.
         counts: (n, K) counts of the prompts, such as :func:`count_grid` and :func:`compositions`
             make. Prompts may lack tokens; those never come.
-        last: Last token of all prompts, or (n,) of each.
+        last: Last token of all prompts, or (n,) of each; the smallest id that each prompt
+            holds if None. One that a prompt does not hold is its first query all the same.
         num_trajectories: Trajectories from each prompt.
         num_steps: As there.
+        exponent: As there.
+        temperature: As there.
         tolerance: As there.
         level: As there, for each prompt on its own.
 
@@ -129,28 +142,35 @@ def basins(
     >>> basins(model, jax.random.key(0), [[9, 1], [1, 9]], 0, 64, 1000).probability(0).round()
     array([1., 0.])
     """
-    ccmc = plain_model(model)
     check_rule(tolerance, level)
+    check_power(exponent, temperature)
     num = _validate.integer(num_trajectories, "num_trajectories", minimum=1)
     n = np.atleast_2d(_validate.integer_array(counts, "counts", ndim=(1, 2)))
+    if n.shape[1] != model.num_tokens:
+        raise ValueError(f"counts: over {n.shape[1]} tokens, but the model has {model.num_tokens}")
+    last = (n > 0).argmax(axis=1) if last is None else last
     last = _validate.integer_array(last, "last", ndim=(0, 1))
     if last.ndim == 1 and last.shape != (len(n),):
         raise ValueError(f"last: expected shape ({len(n)},), got {last.shape}")
     last = np.broadcast_to(last, (len(n),))
-    if n.shape[1] != ccmc.num_tokens:
-        raise ValueError(f"counts: over {n.shape[1]} tokens, but the model has {ccmc.num_tokens}")
-    prompts = Prompts.from_counts(np.repeat(n, num, axis=0), np.repeat(last, num))
-    supports, group = np.unique(n > 0, axis=0, return_inverse=True)
-    group = group.reshape(-1)
-    winners = [winners_among(ccmc, support.astype(np.int64)) for support in supports]
+    Prompts.from_counts(n, last)  # says what is wrong
+    ccmc, ids = on_tokens(model, n, last)
+    prompts = Prompts.from_counts(
+        np.repeat(n[:, ids], num, axis=0), np.repeat(np.searchsorted(ids, last), num)
+    )
+    supports, group = np.unique(n[:, ids] > 0, axis=0, return_inverse=True)
+    group, law = group.reshape(-1), (exponent, temperature)
+    winners = [winners_among(ccmc, support.astype(np.int64), *law) for support in supports]
     sets = tuple(sorted({s for w in winners for s in w.sets}, key=lambda s: (len(s), s)))
-    steps = default_steps(ccmc) if num_steps is None else num_steps
-    shares = final_shares(ccmc, key, prompts, steps, len(n) * num, 0).reshape(len(n), num, -1)
+    steps = default_steps(ccmc, *law) if num_steps is None else num_steps
+    shares = final_shares(ccmc, key, prompts, steps, len(n) * num, 0, *law)
+    shares = shares.reshape(len(n), num, -1)
     hits = np.zeros((len(n), len(sets)), np.int64)
     for g, w in enumerate(winners):
         decided = w.decide(shares[group == g], tolerance)
         for i, s in enumerate(w.sets):
-            hits[group == g, sets.index(s)] = (decided == i).sum(axis=1)
+            hits[group == g, sets.index(s)] += (decided == i).sum(axis=1)
+    sets = tuple(tuple(ids[list(s)].tolist()) for s in sets)
     return Basins(n, last, sets, hits, num, steps, level)
 
 

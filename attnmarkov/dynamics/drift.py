@@ -11,17 +11,24 @@ import numpy as np
 
 from attnmarkov import _validate
 from attnmarkov.chains import MarkovChain
+from attnmarkov.dynamics._models import as_ccmc
 from attnmarkov.model import FullContext, Sampling
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float
     from numpy.typing import ArrayLike
 
-    from attnmarkov.model import CCMC
+    from attnmarkov.model import CCMC, SelfAttention
+
+_SAME_POWER = 1e-6  # powers nearer to 1 than this are 1 but for rounding
 
 
 def stationary_law(
-    model: CCMC, shares: ArrayLike, *, exponent: float = 1.0, temperature: float = 1.0
+    model: CCMC | SelfAttention,
+    shares: ArrayLike,
+    *,
+    exponent: float = 1.0,
+    temperature: float = 1.0,
 ) -> Float[Array, "*batch token"]:
     """The law ``ν(m)`` of the tokens that come while the shares of the context are held at ``m``.
 
@@ -31,9 +38,10 @@ def stationary_law(
     Every entry has a small relative error, however near to a face of the simplex ``m`` lies.
 
     Args:
-        model: The CCMC that generates.
+        model: The CCMC, or self-attention, that generates.
         shares: (..., K) shares ``m``, or counts: only their ratios matter. Tokens with 0 are
-            absent and never come.
+            absent and never come; so are those with less than 1.2e-38 of the largest, the
+            smallest normal number of float32 (2.2e-308 with x64).
         exponent: Reinforcement exponent of the context.
         temperature: Temperature of the decoder, positive.
 
@@ -43,8 +51,9 @@ def stationary_law(
 
     Raises:
         ValueError: If ``shares`` has another number of tokens, a negative or infinite entry, or
-            no positive one; if a parameter is out of range; or if masked tokens split
-            the context into parts that are never left, so that the law is not unique.
+            no positive one; if a parameter is out of range; if masked tokens split
+            the context into parts that are never left, so that the law is not unique; or if the
+            power is so high or the temperature so low that the chances to leave tokens underflow.
 
     References:
         Benaïm (1997), Benaïm and Tarrès (2011), for the mean field of reinforced walks.
@@ -56,11 +65,15 @@ def stationary_law(
     """
     log_q, power = sharpened(model, exponent, temperature)
     m = check_shares(shares, "shares", model.num_tokens)
-    return _laws(log_q, power, jnp.log(m), closed_tokens(log_q, m, "shares"))
+    return _known(_laws(log_q, power, jnp.log(m), closed_tokens(log_q, m, "shares")), power)
 
 
 def drift(
-    model: CCMC, shares: ArrayLike, *, exponent: float = 1.0, temperature: float = 1.0
+    model: CCMC | SelfAttention,
+    shares: ArrayLike,
+    *,
+    exponent: float = 1.0,
+    temperature: float = 1.0,
 ) -> Float[Array, "*batch token"]:
     """``ν(m) − m``: how the shares of a long generation move per unit of ``log t``.
 
@@ -79,7 +92,11 @@ def drift(
 
 
 def growth_exponents(
-    model: CCMC, shares: ArrayLike, *, exponent: float = 1.0, temperature: float = 1.0
+    model: CCMC | SelfAttention,
+    shares: ArrayLike,
+    *,
+    exponent: float = 1.0,
+    temperature: float = 1.0,
 ) -> Float[Array, "*batch token"]:
     """``d log n_j / d log t = ν_j(m) / m_j``: the slope of each token's count at shares ``m``.
 
@@ -101,17 +118,46 @@ def growth_exponents(
     """
     log_q, power = sharpened(model, exponent, temperature)
     m = check_shares(shares, "shares", model.num_tokens)
-    return _growths(log_q, power, jnp.log(m), closed_tokens(log_q, m, "shares"))
+    return _known(_growths(log_q, power, jnp.log(m), closed_tokens(log_q, m, "shares")), power)
 
 
-def sharpened(model: CCMC, exponent: float, temperature: float) -> tuple[jax.Array, jax.Array]:
+def sharpened(
+    model: CCMC | SelfAttention, exponent: float, temperature: float
+) -> tuple[jax.Array, jax.Array]:
     """``log Q`` (K, K), rows up to a constant, and the power ``a`` of the shares.
 
     Raises:
         ValueError: If ``exponent`` or ``temperature`` is out of range.
     """
     check_power(exponent, temperature)
-    return model.logits / temperature, jnp.asarray(exponent / temperature, model.logits.dtype)
+    logits = as_ccmc(model).logits
+    most = jnp.max(logits, axis=1, keepdims=True)
+    centred = logits - jnp.where(most > -jnp.inf, most, 0)
+    if _validate.is_concrete(exponent, temperature):
+        return centred / temperature, jnp.asarray(power_of(exponent, temperature), logits.dtype)
+    power = jnp.asarray(exponent / temperature, logits.dtype)
+    return centred / temperature, jnp.where(abs(power - 1) < _SAME_POWER, 1, power)
+
+
+def power_of(exponent: float, temperature: float) -> float:
+    """``a = exponent / temperature``; exactly 1 where it is within 1e-6 of it.
+
+    >>> power_of(0.1 + 0.2, 0.3)
+    1.0
+    """
+    power = float(exponent) / float(temperature)
+    return 1.0 if abs(power - 1) < _SAME_POWER else power
+
+
+def _known(values: jax.Array, power: jax.Array) -> jax.Array:
+    """The values, unless they are concrete and NaN."""
+    if _validate.is_concrete(values) and np.isnan(np.asarray(values)).any():
+        raise ValueError(
+            f"temperature: at power {float(power):g} the chances to leave some tokens underflow, "
+            "so that the law that visits follow is not known; take a higher temperature or a "
+            "lower exponent"
+        )
+    return values
 
 
 def check_power(exponent: float, temperature: float) -> None:
@@ -121,7 +167,7 @@ def check_power(exponent: float, temperature: float) -> None:
 
 
 def check_shares(shares: ArrayLike, name: str, num_tokens: int) -> jax.Array:
-    """(..., K) shares that sum to 1, from shares or counts."""
+    """(..., K) shares that sum to 1, from shares or counts; 0 for those that underflow."""
     if np.shape(shares)[-1:] != (num_tokens,):
         raise ValueError(
             f"{name}: expected {num_tokens} entries on the last axis, got shape {np.shape(shares)}"
@@ -134,7 +180,9 @@ def check_shares(shares: ArrayLike, name: str, num_tokens: int) -> jax.Array:
                 row = f"row {where}" if where else "the vector"
                 raise ValueError(f"{name}: {row} has {word}: {m[tuple(where)]}")
         m = m / m.max(-1, keepdims=True)  # sums of very small or large counts stay finite
-        return jnp.asarray(m / m.sum(-1, keepdims=True), jnp.result_type(float))
+        dtype = jnp.result_type(float)
+        m = np.where(m < np.finfo(dtype).tiny, 0, m)
+        return jnp.asarray(m / m.sum(-1, keepdims=True), dtype)
     m = jnp.asarray(shares, jnp.result_type(float))
     return m / m.sum(-1, keepdims=True)
 
@@ -186,13 +234,14 @@ def frozen_law(
     log_m: Float[Array, " token"],
     closed: Bool[Array, " token"],
 ) -> tuple[Float[Array, " token"], Float[Array, "token token"]]:
-    """``ν(m)`` and ``log Q[k, j] − log Σ_i m_i**a Q[k, i]``. For use inside jit.
+    """``ν(m)`` and ``log Q[k, j] − log Σ_i (m_i / max m)**a Q[k, i]``. For use inside jit.
 
     States are eliminated from the rarest on (Grassmann, Taksar and Heyman 1985): what is divided
     by is then the chance to go to more frequent ones, which does not vanish near a face.
     """
     present = log_m > -jnp.inf
-    log_y = jnp.where(present, power * jnp.where(present, log_m, 0), -jnp.inf)
+    most = jnp.max(log_m)  # large powers of it would leave no digits
+    log_y = jnp.where(present, power * jnp.where(present, log_m - most, 0), -jnp.inf)
     scores = log_q + log_y
     total = jax.scipy.special.logsumexp(scores, axis=1, keepdims=True)
     order = jnp.lexsort((-jnp.where(present, log_m, -jnp.inf), ~closed))
@@ -217,9 +266,11 @@ def growths(
     """``ν_j(m) / m_j``, from the other tokens' pull so that no share is too small. For jit."""
     visits, relative = frozen_law(log_q, power, log_m, closed)
     came = visits > 0
-    pull = jnp.where(came, visits, 0) @ jnp.where(came[:, None], jnp.exp(relative), 0)
-    boost = jnp.where(power == 1, 0, (power - 1) * jnp.where(power == 1, 0, log_m))
-    return jnp.where(pull > 0, pull * jnp.exp(boost), 0)
+    most = jnp.max(log_m)  # relative has power * most in it: (a - 1) log m_j is what is missing
+    boost = jnp.where(power == 1, 0, (power - 1) * jnp.where(power == 1, 0, log_m - most)) - most
+    possible = came[:, None] & (relative > -jnp.inf)
+    each = jnp.exp(jnp.where(possible, jnp.where(possible, relative, 0) + boost, -jnp.inf))
+    return jnp.matmul(jnp.where(came, visits, 0), each, precision=jax.lax.Precision.HIGHEST)
 
 
 @jax.jit

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, combinations
 from math import comb
 from typing import TYPE_CHECKING, overload
@@ -12,13 +12,14 @@ import numpy as np
 
 from attnmarkov import _validate
 from attnmarkov.dynamics import _supports
-from attnmarkov.dynamics.drift import check_power
+from attnmarkov.dynamics._models import as_ccmc
+from attnmarkov.dynamics.drift import check_power, power_of
 from attnmarkov.dynamics.stable import flow_ends, supports_of
 
 if TYPE_CHECKING:
     from jaxtyping import Complex, Float
 
-    from attnmarkov.model import CCMC
+    from attnmarkov.model import CCMC, SelfAttention
 
 _NEUTRAL = 1e-6  # rates nearer to 0 than this are 0 to the precision of float32 logits
 _EVERY_SUPPORT = 2**12 - 1  # supports gone through: all of them for K <= 12
@@ -41,9 +42,11 @@ class Equilibrium:
             support, then ``λ_j - 1`` of each token off it.
         dimension: 0, or the dimension of the continuum of equilibria with this support that
             this is one of (the others have other shares, eigenvalues and exponents).
-        stable: Whether all eigenvalues have negative real parts, so that generations stay near
-            with positive probability. Eigenvalues within 1e-6 of 0 are beyond the precision of
-            the model, and do not count as negative: such a case linearisation does not decide.
+        stable: Whether it is isolated and all eigenvalues have negative real parts, so that
+            generations stay near with positive probability; one of a continuum is never
+            ``stable``, but may be ``attracting``. Eigenvalues within 1e-6 of 0 are beyond the
+            precision of the model, and do not count as negative: such a case linearisation
+            does not decide.
     """
 
     support: tuple[int, ...]
@@ -59,9 +62,25 @@ class Equilibrium:
         return self.dimension == 0
 
     @property
+    def attracting(self) -> bool:
+        """Whether it is stable or, of a continuum, all eigenvalues across it are negative.
+
+        Generations then come with positive probability to some point of the continuum near it,
+        which one depends on chance. Eigenvalues along the continuum, as many as its dimension,
+        are 0 and do not count.
+        """
+        inner = self.jacobian_eigenvalues[: len(self.support) - 1]
+        across = inner[np.argsort(abs(inner))[self.dimension :]]
+        every = np.concatenate([across, self.jacobian_eigenvalues[len(inner) :]])
+        return bool((np.real(every) < -_NEUTRAL).all())
+
+    @property
     def is_winner_set(self) -> bool:
-        """Whether its tokens can take over: stable, and some token fades."""
-        return self.stable and len(self.support) < len(self.occupancy)
+        """Whether its tokens can take over: attracting, and some token fades.
+
+        Where it is not ``isolated`` they share the context at random, as in an urn.
+        """
+        return self.attracting and len(self.support) < len(self.occupancy)
 
     @property
     def relaxation_rate(self) -> float:
@@ -102,7 +121,10 @@ class Equilibria(Sequence[Equilibrium]):
 
     @property
     def winner_sets(self) -> tuple[tuple[int, ...], ...]:
-        """The supports of stable equilibria other than the whole vocabulary."""
+        """The supports that can take over, other than the whole vocabulary.
+
+        Those of stable equilibria first, then those of attracting continua.
+        """
         return tuple(e.support for e in self.items if e.is_winner_set)
 
     def at(self, support: int | Iterable[int]) -> tuple[Equilibrium, ...]:
@@ -146,7 +168,7 @@ class Equilibria(Sequence[Equilibrium]):
 
 
 def equilibria(
-    model: CCMC,
+    model: CCMC | SelfAttention,
     *,
     exponent: float = 1.0,
     temperature: float = 1.0,
@@ -160,7 +182,8 @@ def equilibria(
     ``x_k = m_k / (P m)_k``, so that there is at most one equilibrium on each support unless
     ``P_AA`` is singular. All supports are gone through if K <= 12: the list is complete. Where
     ``P_AA`` is singular (to the precision of float32), either there is none or a continuum, of
-    which one with its ``dimension`` is listed; it is not ``isolated`` and never ``stable``.
+    which one with its ``dimension`` is listed; it is not ``isolated`` and never ``stable``,
+    but may be ``attracting``, and then its support is a winner set.
 
     For larger K, supports are gone through up to the size that keeps them below 4,096, and the
     stable equilibria are sought further by the flow from many random starts. For other powers
@@ -168,10 +191,12 @@ def equilibria(
     listed is checked; that there are no others is not proven (``complete`` is False).
 
     Mixtures of tokens that never reach one another because of masks are left out: no generation
-    mixes them.
+    mixes them. At temperatures so low that entries of ``P**(1 / temperature)`` differ by more
+    than float64 holds (1e300 in a row), equilibria that depend on the smaller ones may be missing,
+    and ``complete`` is False.
 
     Args:
-        model: The CCMC that generates.
+        model: The CCMC, or self-attention, that generates.
         exponent: Reinforcement exponent of the context, as ``FullContext(exponent=...)``.
         temperature: As ``Sampling(temperature=...)``.
         num_starts: Random starts of the flow, where supports are too many.
@@ -181,7 +206,8 @@ def equilibria(
         An :class:`Equilibria`, a sequence of :class:`Equilibrium` that prints as a table.
 
     Raises:
-        ValueError: If a parameter is out of range.
+        ValueError: If a parameter is out of range, the model has a NaN or +inf among its logits
+            or is no concrete one (inside jit or vmap).
 
     References:
         [CCMC], on winner-takes-all; Pemantle (1992), Benaïm (1997) for reinforced walks.
@@ -196,17 +222,30 @@ def equilibria(
     check_power(exponent, temperature)
     num_starts = _validate.integer(num_starts, "num_starts", minimum=1)
     rng = np.random.default_rng(_validate.seed(seed))
-    q, a = _supports.weights(model, temperature), float(exponent) / float(temperature)
+    model = as_ccmc(model)
+    if not _validate.is_concrete(model, exponent, temperature):
+        raise ValueError("model: equilibria are found on the host; call this outside jit and vmap")
+    _validate.finite(model.logits, "model.logits", allow_minus_inf=True)
+    log_q, a = _supports.log_weights(model, temperature), power_of(exponent, temperature)
     limit = _EVERY_SUPPORT if a == 1 else _EVERY_SUPPORT_NEWTON
-    size, largest = len(q), _largest(len(q), limit)
-    found = [_on_all(q, a, s, rng) for s in range(1, largest + 1)]
+    size, largest = len(log_q), _largest(len(log_q), limit)
+    found = [_on_all(log_q, a, s, rng) for s in range(1, largest + 1)]
     if largest < size:
-        found += _by_flow(q, a, largest, num_starts, rng)
-    items = list(chain.from_iterable(_describe(q, a, f) for f in found))
+        found += _by_flow(log_q, a, largest, num_starts, rng)
+    items = list(chain.from_iterable(_describe(log_q, a, f) for f in found))
     if largest < size:
-        items = [e for e in items if e.stable or len(e.support) <= largest]
-    items.sort(key=lambda e: (not e.stable, len(e.support), e.support, tuple(-e.occupancy)))
-    return Equilibria(tuple(items), size, a == 1 and largest == size)
+        items = [e for e in items if e.attracting or len(e.support) <= largest]
+    items.sort(
+        key=lambda e: (
+            not e.stable,
+            not e.attracting,
+            len(e.support),
+            e.support,
+            tuple(-e.occupancy),
+        )
+    )
+    complete = a == 1 and largest == size and not _supports.underflows(log_q)
+    return Equilibria(tuple(items), size, complete)
 
 
 def _largest(size: int, limit: int) -> int:
@@ -219,14 +258,14 @@ def _largest(size: int, limit: int) -> int:
     return size
 
 
-def _on_all(q: np.ndarray, a: float, s: int, rng: np.random.Generator) -> _supports.Found:
+def _on_all(log_q: np.ndarray, a: float, s: int, rng: np.random.Generator) -> _supports.Found:
     """Equilibria on all supports of ``s`` tokens."""
-    supports = np.array(list(combinations(range(len(q)), s)))
+    supports = np.array(list(combinations(range(len(log_q)), s)))
     if a == 1 or s == 1:  # a single token that follows itself is one for every power
-        return _supports.solve_linear(q, supports)
+        return _supports.solve_linear(log_q, supports)
     starts = _starts(s, rng)
     each = np.repeat(supports, len(starts), axis=0)
-    return _supports.solve_newton(q, each, np.tile(starts, (len(supports), 1)), a)
+    return _supports.solve_newton(log_q, each, np.tile(starts, (len(supports), 1)), a)
 
 
 def _starts(s: int, rng: np.random.Generator) -> np.ndarray:
@@ -237,44 +276,45 @@ def _starts(s: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _by_flow(
-    q: np.ndarray, a: float, largest: int, num_starts: int, rng: np.random.Generator
+    log_q: np.ndarray, a: float, largest: int, num_starts: int, rng: np.random.Generator
 ) -> list[_supports.Found]:
     """Equilibria with larger supports near to where the flow ends."""
-    ends = flow_ends(q, a, num_starts, rng)
+    ends = flow_ends(_supports.linear(log_q), a, num_starts, rng)
     found = []
     for supports in supports_of(ends):
         if supports.shape[1] <= largest:
             continue
         if a == 1:
-            found.append(_supports.solve_linear(q, supports))
+            found.append(_supports.solve_linear(log_q, supports))
         else:
             rows = np.repeat(np.arange(len(ends)), len(supports))
             each = np.tile(supports, (len(ends), 1))
             starts = np.log(ends[rows[:, None], each])
-            found.append(_supports.solve_newton(q, each, starts, a))
+            found.append(_supports.solve_newton(log_q, each, starts, a))
     return found
 
 
-def _describe(q: np.ndarray, a: float, found: _supports.Found) -> Iterable[Equilibrium]:
+def _describe(log_q: np.ndarray, a: float, found: _supports.Found) -> Iterable[Equilibrium]:
     if len(found.supports) == 0:
         return
-    inner = _supports.face_eigenvalues(_supports.jacobians(q, found, a))
-    growth = _supports.growth(q, found, a)
+    inner = _supports.face_eigenvalues(log_q, found, a)
+    growth = _supports.growth(log_q, found, a)
     for support, shares, freedom, eigenvalues, exponents in zip(
         found.supports, found.shares, found.freedom, inner, growth, strict=True
     ):
-        occupancy = np.zeros(len(q))
+        occupancy = np.zeros(len(log_q))
         occupancy[support] = shares
         outer = np.delete(exponents, support) - 1
         every = np.concatenate([eigenvalues, outer])
-        stable = bool(freedom == 0 and (np.real(every) < -_NEUTRAL).all())
         ids = tuple(int(j) for j in support)
-        yield Equilibrium(ids, occupancy, exponents, every, int(freedom), stable)
+        one = Equilibrium(ids, occupancy, exponents, every, int(freedom), stable=False)
+        yield replace(one, stable=one.isolated and one.attracting)
 
 
 def _kind(e: Equilibrium) -> str:
     if not e.isolated:
-        return f"one of a continuum (dimension {e.dimension})"
+        word = "attracting, winner set; " if e.is_winner_set else "attracting; " * e.attracting
+        return f"{word}one of a continuum (dimension {e.dimension})"
     if e.stable:
         return "stable, winner set" if e.is_winner_set else "stable"
     return "neutral" if abs(e.relaxation_rate) <= _NEUTRAL else "unstable"

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from attnmarkov import _validate
 from attnmarkov.dynamics import _supports
+from attnmarkov.dynamics._models import as_ccmc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from jaxtyping import Array, Bool, Float, Int
+    from numpy.typing import ArrayLike
 
-    from jaxtyping import Array, Bool, Float
-
-    from attnmarkov.model import CCMC
+    from attnmarkov.model import CCMC, SelfAttention
 
 
-def winner_exponents(model: CCMC, winner: int | Iterable[int]) -> Float[Array, " token"]:
+def winner_exponents(
+    model: CCMC | SelfAttention, winner: int | Iterable[int] | ArrayLike
+) -> Float[Array, " token"]:
     """Growth exponents ``λ_j`` of all tokens beside a winner, or a set of winners.
 
     Once ``w`` has nearly all of a long generation, the count of token ``j`` grows as
@@ -29,16 +32,17 @@ def winner_exponents(model: CCMC, winner: int | Iterable[int]) -> Float[Array, "
     (:func:`equilibria`).
 
     Args:
-        model: The CCMC that generates.
-        winner: Token id ``w``, or several.
+        model: The CCMC, or self-attention, that generates.
+        winner: Token id ``w``, or several: a set, a list, a vector, keys of a dict.
 
     Returns:
         (K,) exponents; 1 at the winners themselves. Of a single one infinite or NaN if
         ``P[w, w] = 0``.
 
     Raises:
-        ValueError: If ``winner`` is no token id of the model, an empty set or one with a token
-            twice, or if the tokens of the set have no equilibrium, or a continuum of them.
+        ValueError: If ``winner`` is no token id of the model, an empty set, one with a token
+            twice or an array of two or more dimensions, or if the tokens of the set have no
+            equilibrium, or a continuum of them.
 
     References:
         [CCMC], on winner-takes-all; Pemantle (1992), for reinforced walks.
@@ -51,28 +55,13 @@ def winner_exponents(model: CCMC, winner: int | Iterable[int]) -> Float[Array, "
     >>> print(winner_exponents(pair, {0, 1}).round(3))
     [1.  1.  0.5]
     """
-    if isinstance(winner, set | frozenset | tuple | list | range | np.ndarray) and np.ndim(
-        winner if isinstance(winner, np.ndarray) else list(winner)
-    ):
-        return _set_exponents(model, sorted(winner))
-    winner = _validate.integer(winner, "winner", minimum=0)
-    if winner >= model.num_tokens:
-        raise ValueError(f"winner: {winner} is outside 0..{model.num_tokens - 1}")
-    row = model.logits[winner]
-    return jnp.exp(row - row[winner])
-
-
-def _set_exponents(model: CCMC, winners: list[int]) -> Float[Array, " token"]:
-    ids = _validate.integer_array(winners, "winner", ndim=(1,))
-    if ids.size == 0:
-        raise ValueError("winner: the set is empty")
-    _validate.token_range(ids, "winner", model.num_tokens)
-    if (np.diff(ids) == 0).any():
-        raise ValueError(f"winner: token {ids[:-1][np.diff(ids) == 0][0]} is given twice")
+    model = as_ccmc(model)
+    ids = as_winners(winner, model.num_tokens)
     if len(ids) == 1:
-        return winner_exponents(model, int(ids[0]))
-    q = _supports.weights(model)
-    found = _supports.solve_linear(q, ids[None])
+        row = model.logits[ids[0]]
+        return jnp.exp(row - row[ids[0]])
+    log_q = _supports.log_weights(model)
+    found = _supports.solve_linear(log_q, ids[None])
     if len(found.supports) == 0:
         raise ValueError(f"winner: the tokens {ids.tolist()} have no equilibrium of their own")
     if found.freedom[0]:
@@ -80,10 +69,33 @@ def _set_exponents(model: CCMC, winners: list[int]) -> Float[Array, " token"]:
             f"winner: the tokens {ids.tolist()} have a continuum of equilibria, and the exponents "
             "depend on where a generation comes to"
         )
-    return jnp.asarray(_supports.growth(q, found, 1.0)[0], model.logits.dtype)
+    return jnp.asarray(_supports.growth(log_q, found, 1.0)[0], model.logits.dtype)
 
 
-def possible_winners(model: CCMC) -> Bool[Array, " token"]:
+def as_winners(winner: Any, num_tokens: int, name: str = "winner") -> Int[np.ndarray, " winner"]:
+    """Increasing token ids, from one of them, any iterable, or an array of none or one dimension.
+
+    Raises:
+        ValueError: If it is not that, is empty, or has a token twice or outside 0..K-1.
+    """
+    if not hasattr(winner, "ndim") and isinstance(winner, Iterable):
+        winner = list(winner)
+    if np.ndim(winner) == 0:
+        one = _validate.integer(winner, name, minimum=0)
+        if one >= num_tokens:
+            raise ValueError(f"{name}: {one} is outside 0..{num_tokens - 1}")
+        return np.array([one])
+    ids = _validate.integer_array(winner, name, ndim=(1,))
+    if ids.size == 0:
+        raise ValueError(f"{name}: the set is empty")
+    ids = np.sort(ids)
+    _validate.token_range(ids, name, num_tokens)
+    if (np.diff(ids) == 0).any():
+        raise ValueError(f"{name}: token {ids[:-1][np.diff(ids) == 0][0]} is given twice")
+    return ids
+
+
+def possible_winners(model: CCMC | SelfAttention) -> Bool[Array, " token"]:
     """Which single tokens can take over a generation: ``P[w, j] < P[w, w]`` for all ``j ≠ w``.
 
     Returns:
@@ -96,7 +108,7 @@ def possible_winners(model: CCMC) -> Bool[Array, " token"]:
     >>> possible_winners(am.CCMC.from_transition_matrix([[0.8, 0.2], [0.6, 0.4]])).tolist()
     [True, False]
     """
-    s = model.logits
+    s = as_ccmc(model).logits
     own = jnp.diagonal(s)[:, None]
     others = jnp.where(jnp.eye(model.num_tokens, dtype=bool), -jnp.inf, s)
     return (others < own).all(axis=1)

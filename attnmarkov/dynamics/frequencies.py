@@ -8,7 +8,7 @@ import numpy as np
 
 from attnmarkov import _validate
 from attnmarkov.dynamics.equilibria import equilibria
-from attnmarkov.dynamics.exponents import winner_exponents
+from attnmarkov.dynamics.exponents import as_winners, winner_exponents
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,8 +37,9 @@ def predicted_frequencies(
         (..., T, K) shares. Winners get no less than 0 where ``t`` is too small for the law.
 
     Raises:
-        ValueError: As :func:`attnmarkov.dynamics.winner_exponents`, if a step is not positive,
-            or if shapes disagree.
+        ValueError: As :func:`attnmarkov.dynamics.winner_exponents`; if ``λ_j >= 1`` for a token
+            whose constant is not 0, beside which the winners cannot win; if a step is not
+            positive; or if shapes disagree.
 
     References:
         [CCMC], on winner-takes-all.
@@ -56,7 +57,16 @@ def predicted_frequencies(
         raise ValueError(
             f"constants: expected {model.num_tokens} entries on the last axis, got shape {c.shape}"
         )
-    shares = c[..., None, :] * t[:, None] ** (exponents - 1)
+    losers = np.isin(np.arange(model.num_tokens), winners, invert=True)
+    grows = losers & (exponents >= 1) & (c != 0).reshape(-1, losers.size).any(axis=0)
+    if grows.any():
+        j = int(grows.argmax())
+        raise ValueError(
+            f"winner: {winners} cannot win beside token {j}, whose exponent is {exponents[j]:.6g}, "
+            "not below 1"
+        )
+    with np.errstate(invalid="ignore", over="ignore"):
+        shares = np.where(c[..., None, :] == 0, 0, c[..., None, :] * t[:, None] ** (exponents - 1))
     shares[..., winners] = 0
     rest = np.maximum(1 - np.nansum(shares, axis=-1, keepdims=True), 0)
     among = np.ones(1)
@@ -111,9 +121,8 @@ def fit_constants(
 
 
 def _exponents(model: CCMC, winner: int | Iterable[int]) -> tuple[np.ndarray, list[int]]:
-    winners = [winner] if isinstance(winner, int | np.integer) else sorted(winner)
-    exponents = np.asarray(winner_exponents(model, winners), np.float64)
-    return exponents, [int(w) for w in winners]
+    winners = as_winners(winner, model.num_tokens).tolist()
+    return np.asarray(winner_exponents(model, winners), np.float64), winners
 
 
 def _positive(steps: ArrayLike) -> np.ndarray:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Array, Float
     from numpy.typing import ArrayLike
 
-    from attnmarkov.model import CCMC
+    from attnmarkov.model import CCMC, SelfAttention
 
 _MAX_STEPS = 100_000
 
@@ -50,7 +50,7 @@ class MeanField:
 
 
 def mean_field(
-    model: CCMC,
+    model: CCMC | SelfAttention,
     m0: ArrayLike,
     log_time: float = 20.0,
     num_points: int = 201,
@@ -66,8 +66,9 @@ def mean_field(
     ``exp((λ − 1) τ)`` keeps its relative accuracy, about 1e-4.
 
     Args:
-        model: The CCMC that generates.
-        m0: (K,) or (B, K) shares at the start, or counts; tokens with 0 stay absent.
+        model: The CCMC, or self-attention, that generates.
+        m0: (K,) or (B, K) shares at the start, or counts; tokens with 0 stay absent, and so
+            do those with less than 1.2e-38 of the largest (2.2e-308 with x64).
         log_time: Where to end; from a context of ``L`` tokens that is ``L exp(log_time)`` tokens.
         num_points: Evenly spaced points from 0 to ``log_time``, at least 2.
         at: Increasing log times >= 0 to use instead of these.
@@ -98,6 +99,8 @@ def mean_field(
     ts = jnp.asarray(_log_times(log_time, num_points, at), m.dtype)
     closed = closed_tokens(log_q, m, "m0")
     shares, steps_ran_out = _solve(log_q, power, m, closed, ts)
+    if _validate.is_concrete(steps_ran_out, shares):
+        steps_ran_out = np.asarray(steps_ran_out) | np.isnan(np.asarray(shares)).any((1, 2))
     if _validate.is_concrete(steps_ran_out) and bool(np.any(steps_ran_out)):
         row = int(np.argmax(np.asarray(steps_ran_out)))
         raise RuntimeError(f"m0: the flow from row {row} was not solved in {_MAX_STEPS} steps")

@@ -9,9 +9,9 @@ import numpy as np
 
 from attnmarkov import _validate
 from attnmarkov._intervals import quantile_interval
-from attnmarkov.dynamics._windows import plain_model
+from attnmarkov.dynamics._models import as_ccmc
 from attnmarkov.dynamics.mean_field import mean_field
-from attnmarkov.model import _leaves
+from attnmarkov.model import AttentionHead, _leaves
 from attnmarkov.prompts import Prompts
 from attnmarkov.rollout import Summary, rollout, rollout_chunks
 
@@ -104,7 +104,7 @@ class PassageTimes:
 
 
 def time_to_share(
-    model: CCMC | SelfAttention,
+    model: CCMC | SelfAttention | AttentionHead,
     key: Key[Array, ""],
     prompt: Any,
     share: float = 0.9,
@@ -150,7 +150,7 @@ def time_to_share(
     """
     check_level(level)
     _leaves.fraction(share, "share")
-    ccmc = plain_model(model)
+    ccmc = model if isinstance(model, AttentionHead) else as_ccmc(model)
     if token is None:
         record = Summary(share, transitions=False)
         trajectory = rollout(
@@ -209,7 +209,8 @@ def predicted_time_to_share(
         log_time: Up to where to look: ``L exp(log_time)`` tokens from a prompt of L.
 
     Returns:
-        Number of steps; infinite if the flow does not get there by ``log_time``.
+        Number of steps; infinite if the flow does not get there by ``log_time``. It never gets to
+            a share of 1 unless the prompt holds one token alone.
 
     Raises:
         ValueError: As :func:`attnmarkov.dynamics.mean_field`, or if ``share`` or ``token`` is
@@ -227,25 +228,28 @@ def predicted_time_to_share(
     n = _validate.integer_array(counts, "counts", ndim=(1,))
     flow = mean_field(model, n, log_time, num_points=2001)
     shares = np.asarray(flow.shares, np.float64)[0]
-    if token is None:
-        curve = shares.max(axis=1)
-    else:
+    if token is not None:
         token = _validate.integer(token, "token", minimum=0)
         if token >= shares.shape[1]:
             raise ValueError(f"token: {token} is outside 0..{shares.shape[1] - 1}")
-        curve = shares[:, token]
-    there = curve >= share * _NEAR
+    if (n.max() if token is None else n[token]) >= share * n.sum() * (1 - 1e-12):
+        return 0.0
+    if share == 1:
+        return np.inf
+    top = shares.argmax(axis=1) if token is None else np.full(len(shares), token)
+    others = np.where(np.arange(shares.shape[1]) == top[:, None], 0, shares).sum(axis=1)
+    there = others <= 1 - share  # shares near 1 have lost the digits that others have
     if not there.any():
         return np.inf
     i, tau = int(there.argmax()), np.asarray(flow.log_time, np.float64)
     if i == 0:
         return 0.0
-    part = (share - curve[i - 1]) / (curve[i] - curve[i - 1])
+    part = (others[i - 1] - (1 - share)) / (others[i - 1] - others[i])
     return float(n.sum() * np.expm1(tau[i - 1] + part * (tau[i] - tau[i - 1])))
 
 
 def in_chunks(
-    model: CCMC,
+    model: CCMC | AttentionHead,
     key: jax.Array,
     prompts: Prompts,
     num_steps: int,

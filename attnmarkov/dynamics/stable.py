@@ -30,8 +30,8 @@ def flow_ends(
     m = m / m.sum(axis=1, keepdims=True)
     visits = m.copy()
     for _ in range(round(log_time / _STEP)):
-        weight = np.exp(power * np.log(m))
-        total = weight @ q.T
+        weight = np.exp(power * np.log(m / m.max(axis=1, keepdims=True)))
+        total = np.maximum(weight @ q.T, 1e-290)
         for _ in range(_INNER):
             visits = 0.5 * visits + 0.5 * weight * ((visits / total) @ q)
         m = (1 - _STEP) * m + _STEP * visits / visits.sum(axis=1, keepdims=True)

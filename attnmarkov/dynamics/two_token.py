@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from attnmarkov import _validate
-from attnmarkov.dynamics.drift import check_power
+from attnmarkov.dynamics.drift import check_power, power_of
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int
@@ -122,7 +122,7 @@ def two_token_phases(
     [0.3077, nan, nan]
     """
     check_power(exponent, temperature)
-    a = float(exponent) / float(temperature)
+    a = power_of(exponent, temperature)
     if a <= 0:
         raise ValueError(f"exponent: must be above 0 for two-token phases, got {exponent:g}")
     p, q = _inside(p, "p"), _inside(q, "q")
@@ -134,7 +134,8 @@ def two_token_phases(
     away, back = ((np.log(x) - np.log1p(-x)) / float(temperature) for x in (p, q))
     if a == 1:
         shares, slope = _closed_form(away, back)
-        growth = np.exp(np.stack([away, back], axis=-1))
+        with np.errstate(over="ignore"):  # infinite at very low temperatures
+            growth = np.exp(np.stack([away, back], axis=-1))
         can_win = np.stack([_falls(away, back), _falls(back, away)], axis=-1)
     else:
         shares, slope = _zeros(away, back, a)
@@ -163,11 +164,15 @@ def _falls(away: np.ndarray, back: np.ndarray) -> np.ndarray:
 
 def _closed_form(away: np.ndarray, back: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shares of token 0 (..., 3) and the slope of ``h`` there, for power 1."""
+    from scipy.special import expit
+
     inside = np.sign(away) * np.sign(back) > 0
     # m_1 / m_0 = Q10 (Q01 - Q00) / (Q01 (Q10 - Q11)) = (1 - e^-away) / (1 - e^-back)
-    ratio = np.expm1(-np.where(inside, away, 1)) / np.expm1(-np.where(inside, back, 1))
+    first, second = (
+        np.maximum(-x, 0) + np.log(-np.expm1(-abs(np.where(inside, x, 1)))) for x in (away, back)
+    )
     shares, slope = np.full((2, *away.shape, 3), np.nan)
-    shares[..., 0] = np.where(inside, 1 / (1 + ratio), np.nan)
+    shares[..., 0] = np.where(inside, expit(second - first), np.nan)
     slope[..., 0] = np.where(inside, np.sign(away), np.nan)  # θ < 0 iff both leave
     return shares, slope
 

@@ -18,6 +18,10 @@ REGISTRY: dict[str, str] = {
     "two-token-phase-diagram": (
         "attnmarkov.experiments.two_token_phase_diagram:TwoTokenPhaseDiagram"
     ),
+    "temperature-and-repetition": (
+        "attnmarkov.experiments.temperature_and_repetition:TemperatureAndRepetition"
+    ),
+    "decoding-remedies": "attnmarkov.experiments.decoding_remedies:DecodingRemedies",
     "finite-context-absorption": (
         "attnmarkov.experiments.finite_context_absorption:FiniteContextAbsorption"
     ),

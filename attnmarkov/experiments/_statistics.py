@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from attnmarkov._intervals import binomial_interval
+from attnmarkov._intervals import binomial_interval, quantile_interval
 
-__all__ = ["INTERVAL_99_99", "binomial_interval", "median_interval", "weighted_line"]
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from attnmarkov.sweep import Verdict
+
+__all__ = [
+    "INTERVAL_99_99",
+    "binomial_interval",
+    "limit_verdict",
+    "quantile_interval",
+    "weighted_line",
+]
 
 INTERVAL_99_99 = 3.890592  # normal standard errors each side of a two-sided 99.99 % interval
 
 
-def median_interval(values: np.ndarray, alpha: float) -> tuple[float, float]:
-    """Distribution-free interval for a median from order statistics; misses with ``alpha``.
+def limit_verdict(group: xr.Dataset, near: float) -> tuple[np.ndarray, np.ndarray, Verdict]:
+    """Whether every ``median`` slope is within ``near`` of its ``limit``.
 
-    >>> import numpy as np
-    >>> median_interval(np.arange(101.0), 0.05)
-    (40.0, 60.0)
+    Returns:
+        Half widths of the intervals ``lower`` to ``upper``, distances of the medians from the
+        limits, and the verdict: fail if an interval is further away than ``near``, pass if
+        all medians are within it and intervals no wider.
     """
-    from scipy import stats
-
-    ordered = np.sort(values)
-    low = max(int(stats.binom.ppf(alpha / 2, ordered.size, 0.5)) - 1, 0)
-    return float(ordered[low]), float(ordered[ordered.size - 1 - low])
+    lower, upper, limit = (group[n].values for n in ("lower", "upper", "limit"))
+    half, off = (upper - lower) / 2, abs(group["median"].values - limit)
+    if (np.maximum(lower - limit, limit - upper) > near).any():
+        return half, off, "fail"
+    sure = (half <= near).all() and (off <= near).all()
+    return half, off, "pass" if sure else "inconclusive"
 
 
 def weighted_line(x: np.ndarray, y: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

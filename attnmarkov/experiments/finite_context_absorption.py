@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from matplotlib.figure import Figure
 
+    from attnmarkov.sweep import Verdict
+
 _SOURCE = "From Self-Attention to Markov Models (ICML 2024), winner-takes-all in a finite context"
 _ALPHA = 1e-4  # how often an interval may miss
 _PROMPTS = ("mixed", "nearly one")
@@ -247,9 +249,9 @@ class FiniteContextAbsorption(Experiment):
         half = part["half"].values * z / INTERVAL_99_99
         off = abs(part["mean"] - part["exact"]).values / half
         worst = int(np.nanargmax(np.where(np.isfinite(off), off, -1)))
-        verdict = "pass" if off.max() <= 1 else "fail"
+        verdict: Verdict = "pass" if off.max() <= 1 else "fail"
         if part["censored"].sum() or part["number"].min() < 200:  # fewer are not normal
-            verdict = "inconclusive"
+            verdict = self._if_censored(part)
         shown = part.isel(config=worst)
         claim = (
             f"{label}: mean steps to absorption, {part.sizes['config']} windows and prompts "
@@ -257,6 +259,21 @@ class FiniteContextAbsorption(Experiment):
         )
         exact, mean = float(shown["exact"]), float(shown["mean"])
         return Claim(self.name, claim, _SOURCE, exact, mean, float(half[worst]), verdict)
+
+    def _if_censored(self, part: xr.Dataset) -> Verdict:
+        """Fail if more trajectories are censored than the exact law allows; else no verdict.
+
+        By Cantelli's inequality no more than ``v / (v + (max_steps − mean)²)`` are, ``v`` being
+        the variance, so that the test is sharp where ``max_steps`` is well above the mean.
+        """
+        from scipy import stats
+
+        gap = np.maximum(self.max_steps - part["exact"].values, 0)
+        variance = part["deviation"].values ** 2
+        most = np.where(gap > 0, variance / (variance + gap**2), 1.0)
+        left, number = part["censored"].values, part["number"].values
+        chance = stats.binom.sf(left - 1, number, most)
+        return "fail" if (chance < _ALPHA / part.sizes["config"]).any() else "inconclusive"
 
     def _winner_claim(self, label: str, group: xr.Dataset) -> Claim:
         """Every interval holds the exact probability; the one that is furthest off is shown."""
@@ -284,9 +301,9 @@ class FiniteContextAbsorption(Experiment):
         measured, errors = weighted_line(x, np.log(part["mean"].values), error)
         exact, _ = weighted_line(x, np.log(part["exact"].values), error)
         width = INTERVAL_99_99 * float(errors[1])
-        verdict = "pass" if abs(measured[1] - exact[1]) <= width else "fail"
+        verdict: Verdict = "pass" if abs(measured[1] - exact[1]) <= width else "fail"
         if part["censored"].sum() or part["number"].min() < 200:
-            verdict = "inconclusive"
+            verdict = self._if_censored(part)
         what = "d log(mean time) / dw" if exponential else "d log(mean time) / d log w"
         claim = f"{label}: {what}, w = {w[0]:g} to {w[-1]:g}"
         return Claim(self.name, claim, _SOURCE, exact[1], measured[1], width, verdict)
@@ -299,10 +316,11 @@ class FiniteContextAbsorption(Experiment):
             if part.sizes["config"] == 0:
                 continue
             left, number = int(part["censored"].sum()), int(part["number"].sum())
-            upper = float(share_intervals(np.array([left]), 0, number, _ALPHA)[1][0])
+            (lower,), (upper,) = share_intervals(np.array([left]), 0, number, _ALPHA)
             claim = f"{regime}, decay: share not collapsed in {self.max_steps:.0e} steps"
             verdict = "pass" if left == 0 and upper < 0.05 else "inconclusive"
-            out.append(Claim(self.name, claim, _SOURCE, 0.0, left / number, upper, verdict))
+            verdict = "fail" if lower > 0.05 else verdict
+            out.append(Claim(self.name, claim, _SOURCE, 0.0, left / number, float(upper), verdict))
             ends = part.isel(config=[0, -1])
             span = float(np.ptp(ends["memory"].values))
             low, high = np.log(ends["lower"].values), np.log(ends["upper"].values)

@@ -16,7 +16,7 @@ from attnmarkov.estimate.information_growth import InformationGrowth, informatio
 from attnmarkov.estimate.information_rollout import rollout_information
 from attnmarkov.estimate.learnable import LearnableContrasts, learnable_contrasts
 from attnmarkov.estimate.trajectory import trajectory_prompts
-from attnmarkov.experiments._statistics import binomial_interval, median_interval
+from attnmarkov.experiments._statistics import binomial_interval, quantile_interval
 from attnmarkov.model import CCMC
 from attnmarkov.rollout import log_spaced, rollout
 from attnmarkov.sweep import Claim, Experiment, Layout
@@ -226,7 +226,7 @@ class SingleTrajectory(Experiment):
                         limits[a, j],
                         np.median(predicted[:, a, j]),
                         np.median(slope),
-                        *median_interval(slope, _ALPHA),
+                        *quantile_interval(slope, 0.5, _ALPHA),
                         np.median(late[:, a, j]),
                     )
                     rows.append((i, a, j, *values))
@@ -341,7 +341,7 @@ class SingleTrajectory(Experiment):
             slope = 2 * np.log(abs(error[:, -1] / error[:, 0])) / decay
         slope = np.where(np.isnan(slope), np.inf, slope)  # no finite maximum at either horizon
         predicted = -float(np.median(np.log(known[:, -1] / known[:, 0]))) / decay
-        measured, (low, high) = float(np.median(slope)), median_interval(slope, _ALPHA)
+        measured, (low, high) = float(np.median(slope)), quantile_interval(slope, 0.5, _ALPHA)
         verdict = "pass" if low - 0.05 <= predicted <= high + 0.05 else "fail"
         if not high - low <= 0.8:
             verdict = "inconclusive"
@@ -357,7 +357,7 @@ class SingleTrajectory(Experiment):
         """The interval of the ratio of medians wholly above 1."""
         values = part[variable].sum("row") if "row" in part[variable].dims else part[variable]
         one, other = values.sel(scheme="one").values, values.sel(scheme=scheme).values
-        (low, high), (low2, high2) = (median_interval(x, _ALPHA / 2) for x in (one, other))
+        (low, high), (low2, high2) = (quantile_interval(x, 0.5, _ALPHA / 2) for x in (one, other))
         ratio = float(np.median(one) / np.median(other))
         ends = low / high2, high / low2
         verdict = "pass" if ends[0] > 1 else "fail" if ends[1] < 1 else "inconclusive"

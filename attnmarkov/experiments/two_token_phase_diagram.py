@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 import numpy as np
 
-from attnmarkov.dynamics import TwoTokenPhases, two_token_phases
-from attnmarkov.experiments._statistics import binomial_interval, median_interval
+from attnmarkov.dynamics import TwoTokenPhases, equilibria, growth_exponents, two_token_phases
+from attnmarkov.experiments._statistics import binomial_interval, limit_verdict, quantile_interval
 from attnmarkov.model import CCMC
 from attnmarkov.prompts import Prompts
 from attnmarkov.rollout import rollout
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 _SOURCE = "From Self-Attention to Markov Models (ICML 2024), single trajectory, two tokens"
 _ALPHA = 1e-4  # how often an interval may miss
 _NEAR = 0.03  # what exponents may differ by
+_CLEAR = 0.1  # how far from 1 exponents are held against their limit
+_TRANSIENT = 0.05  # how often a token that cannot win may still lead at the end: see _winner_claim
+_FEW = 40  # trajectories that a median takes at least
 _WON = 0.9  # share of the context that a winner has
 _TILT = (500, 10)  # copies of the winner and of the loser in prompts for exponents
 _GROWN = 300  # times that the loser's count grows while such a trajectory is followed
@@ -147,7 +150,7 @@ class TwoTokenPhaseDiagram(Experiment):
                 continue
             shares, phases = counts / counts.sum(axis=1, keepdims=True), self.phases(config)
             won.append((shares > _WON).sum(axis=0))
-            middle = np.median(shares[:, 0]), *median_interval(shares[:, 0], _ALPHA)
+            middle = np.median(shares[:, 0]), *quantile_interval(shares[:, 0], 0.5, _ALPHA)
             predicted = phases.shares[0]
             rows.append((config["p"], config["q"], phases.regime, len(counts), predicted, *middle))
         names = ["p", "q", "regime", "trajectories", "share", "median", "lower", "upper"]
@@ -176,14 +179,14 @@ class TwoTokenPhaseDiagram(Experiment):
                 continue
             phases, log_time = self.phases(config), np.log(self.steps(config) + sum(_TILT))
             shares = counts / counts.sum(axis=-1, keepdims=True)
+            local = np.asarray(growth_exponents(self.model(config), counts), float)
             for w in (0, 1):
                 group = shares[:, -1, w] > _WON
-                if group.sum() < 40:
+                if group.sum() < _FEW:
                     continue
                 loser = counts[group][..., 1 - w]
                 slope = np.log(loser[:, -1] / loser[:, 0]) / np.ptp(log_time)
-                local = _exponents(config, shares[group], 1 - w)
-                mean = np.trapezoid(local, log_time, axis=1) / np.ptp(log_time)
+                mean = np.trapezoid(local[group][..., 1 - w], log_time, axis=1) / np.ptp(log_time)
                 rows.append(
                     (
                         config["p"],
@@ -192,7 +195,7 @@ class TwoTokenPhaseDiagram(Experiment):
                         float(phases.growth[w]),
                         np.median(mean),
                         np.median(slope),
-                        *median_interval(slope, _ALPHA),
+                        *quantile_interval(slope, 0.5, _ALPHA),
                     )
                 )
         names = ["p", "q", "winner", "limit", "predicted", "median", "lower", "upper"]
@@ -218,15 +221,27 @@ class TwoTokenPhaseDiagram(Experiment):
             group = slopes.isel(group=np.flatnonzero(slopes["winner"] == w))
             if group.sizes["group"]:
                 out.append(self._exponent_claim(group, w))
+            clear = group.isel(group=np.flatnonzero(abs(group["limit"] - 1) > _CLEAR))
+            if clear.sizes["group"]:
+                out.append(self._limit_claim(clear, w))
         return out
 
     def _winner_claim(self, part: xr.Dataset) -> Claim:
-        """The one possible winner has nearly all trajectories, the other token none."""
+        """The one possible winner has nearly all trajectories, the other token few in any model.
+
+        A token that cannot win may still lead when a trajectory ends: from the prompt ``0 1``
+        with a probability below 0.05 for all points and numbers of steps that are allowed (at
+        p = 0.45, q = 0.55, an urn, 0.023 after 1,000 steps). It fails where it clearly does
+        more often: each model's interval at 1e-4 over the number of models.
+        """
         w = int(part["regime"][0])
         number = int(part["trajectories"].sum())
         won = part["won"].values.sum(axis=0)
         low, high = binomial_interval(int(won[w]), number, _ALPHA)
-        verdict = "fail" if won[1 - w] else "pass" if low > 0.95 else "inconclusive"
+        each = zip(part["won"].values[:, 1 - w], part["trajectories"].values, strict=True)
+        alpha = _ALPHA / part.sizes["point"]
+        wrong = max(binomial_interval(int(hits), int(n), alpha)[0] for hits, n in each)
+        verdict = "fail" if wrong > _TRANSIENT else "pass" if low > 0.95 else "inconclusive"
         side = "p < 1/2 < q" if w == 0 else "q < 1/2 < p"
         claim = (
             f"{side}: share of trajectories that token {w} has taken over at t = "
@@ -258,18 +273,54 @@ class TwoTokenPhaseDiagram(Experiment):
         return Claim(self.name, claim, _SOURCE, "above 0", float(share), half, verdict)
 
     def _both_claim(self, part: xr.Dataset) -> Claim:
-        """Median shares within 0.01 of the equilibrium in closed form; the worst one is shown."""
+        """Median shares near the equilibrium in closed form; the worst one is shown.
+
+        Near is 0.01 and what is left of the start: ``(|m − 1/2| + 1/4) (t / 2)**-rate``, from two
+        tokens on at the relaxation rate of the equilibrium. Where that is above 0.03, or
+        there are under 40 trajectories, a model is not judged.
+        """
+        points = zip(part["p"].values, part["q"].values, strict=True)
+        slack = 0.01 + np.array([self._left(p, q) for p, q in points])
+        judged = (slack <= 0.03) & (part["trajectories"].values >= _FEW)
+        chosen = np.flatnonzero(judged) if judged.any() else np.arange(len(slack))
+        part, slack = part.isel(point=chosen), slack[chosen]
         half = (part["upper"] - part["lower"]).values / 2
         share = part["share"].values
-        off = np.maximum(part["lower"].values - share, share - part["upper"].values)
+        off = np.maximum(part["lower"].values - share, share - part["upper"].values) - slack
         worst = int(off.argmax())
-        verdict = "fail" if off[worst] > 0.01 else "pass" if half.max() <= 0.03 else "inconclusive"
+        near = (abs(part["median"].values - share) <= np.maximum(slack, half)).all()
+        verdict = "pass" if half.max() <= 0.03 and near else "inconclusive"
+        if not judged.any():
+            verdict = "inconclusive"
+        elif off[worst] > 0:
+            verdict = "fail"
         shown = part.isel(point=worst)
         claim = (
             f"p, q > 1/2: both stay; median share of token 0 at p = {float(shown['p']):g}, q = "
-            f"{float(shown['q']):g}, the worst of {part.sizes['point']} models (± 0.01)"
+            f"{float(shown['q']):g}, the worst of {int(judged.sum())} models of {len(judged)} "
+            f"that relax in time (± {slack[worst]:.3f})"
         )
         predicted, measured = float(shown["share"]), float(shown["median"])
+        return Claim(self.name, claim, _SOURCE, predicted, measured, float(half[worst]), verdict)
+
+    def _left(self, p: float, q: float) -> float:
+        """What may be left of the start of a trajectory where both tokens stay."""
+        model = self.model({"p": float(p), "q": float(q)})
+        end = equilibria(model).at((0, 1))[0]
+        start = abs(end.occupancy[0] - 0.5) + 0.25
+        return float(start * (self.num_steps / 2) ** -end.relaxation_rate)
+
+    def _limit_claim(self, group: xr.Dataset, w: int) -> Claim:
+        """Every median slope within 0.03 of ``λ`` itself; the worst one is shown."""
+        half, off, verdict = limit_verdict(group, _NEAR)
+        worst = int(off.argmax())
+        shown = group.isel(group=worst)
+        claim = (
+            f"λ of the loser beside winner {w}, over two decades, at p = {float(shown['p']):g}, "
+            f"q = {float(shown['q']):g}, the worst of {group.sizes['group']} models with "
+            f"|λ − 1| > {_CLEAR:g} (± {_NEAR:g})"
+        )
+        predicted, measured = float(shown["limit"]), float(shown["median"])
         return Claim(self.name, claim, _SOURCE, predicted, measured, float(half[worst]), verdict)
 
     def _exponent_claim(self, group: xr.Dataset, w: int) -> Claim:
@@ -313,13 +364,3 @@ class TwoTokenPhaseDiagram(Experiment):
             figures["exponents"] = Figure(figsize=(6, 4.2), layout="constrained")
             plot.growth_exponents(slopes, ax=figures["exponents"].subplots())
         return figures
-
-
-def _exponents(config: dict[str, Any], shares: np.ndarray, loser: int) -> np.ndarray:
-    """``ν_j(m) / m_j`` of the loser at shares (..., 2), from the two-state chain."""
-    p, q = config["p"], config["q"]
-    first, second = shares[..., 0], shares[..., 1]
-    leave = second * p / (first * (1 - p) + second * p)
-    back = first * q / (first * q + second * (1 - q))
-    visits = np.stack([back, leave], axis=-1) / (leave + back)[..., None]
-    return visits[..., loser] / shares[..., loser]

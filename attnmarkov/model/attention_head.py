@@ -166,7 +166,9 @@ class AttentionHead:
             raise ValueError(
                 f"to_ccmc: the logits of {self.num_tokens} tokens would take "
                 f"{need / 2**30:,.1f} GiB, above max_bytes = {max_bytes / 2**30:,.1f} GiB; "
-                "logits_of gives some of their entries, restrict the CCMC on some tokens"
+                "logits_of gives some of their entries. For what starts from a prompt take "
+                "head.restrict(np.unique(prompt)): no other tokens can come; the ids that it "
+                "returns are those which its CCMC numbers 0, 1, ..."
             )
         logits = jnp.matmul(self.queries, self.keys.T, precision=_HIGHEST)
         return CCMC(centre_logits(logits))

@@ -90,7 +90,7 @@ class CCMC:
         key_weight: ArrayLike,
         scale: float | None = None,
     ) -> AttentionHead:
-        """The CCMC of one attention head, ``S = (E W_Q)(E W_K)ᵀ · scale``, kept low-rank.
+        """An :class:`AttentionHead`: the CCMC of ``S = (E W_Q)(E W_K)ᵀ · scale``, kept low-rank.
 
         Multiplied on the host in float64. The (K, K) logits are never made unless asked for
         (:meth:`AttentionHead.to_ccmc`), so that a vocabulary of 50,000 tokens will do;

@@ -4,6 +4,7 @@ from attnmarkov.plot.absorption import absorption_times, absorption_winners, col
 from attnmarkov.plot.basins import basins
 from attnmarkov.plot.budget import budget_errors, budget_risks
 from attnmarkov.plot.coverage import coverage_threshold, lost_contrasts
+from attnmarkov.plot.decoding import decoding_costs, decoding_phases, losers_by_decade
 from attnmarkov.plot.diagnostics import diagnostics, distinct_ngrams, top_shares
 from attnmarkov.plot.exponents import growth_exponents
 from attnmarkov.plot.frequencies import frequencies
@@ -22,6 +23,8 @@ __all__ = [
     "budget_risks",
     "collapse_times",
     "coverage_threshold",
+    "decoding_costs",
+    "decoding_phases",
     "diagnostics",
     "distinct_ngrams",
     "frequencies",
@@ -31,6 +34,7 @@ __all__ = [
     "learning_curves",
     "learning_ratios",
     "log_weights",
+    "losers_by_decade",
     "lost_contrasts",
     "phase_portrait",
     "positional_curves",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +9,8 @@ import numpy as np
 from attnmarkov.plot import _style
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from matplotlib.axes import Axes
 
     from attnmarkov.dynamics.basins import Basins
@@ -41,7 +42,7 @@ def basins(
         if not basins.sets:
             raise ValueError("basins: nothing can win")
         winner = basins.sets[0]
-    tokens = [winner] if isinstance(winner, int) else sorted(winner)
+    tokens = basins.sets[basins.index(winner)]
     p = basins.probability(tokens)
     ax = _style.axes(ax)
     if size == 2:

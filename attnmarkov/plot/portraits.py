@@ -102,7 +102,7 @@ def two_token_diagram(phases: TwoTokenPhases, *, ax: Axes | None = None) -> Axes
     if phases.power == 1:
         for w in (0, 1):
             inside = np.where(phases.can_win[..., w], phases.growth[..., w] - 0.5, np.nan)
-            if np.nanmin(inside) < 0 < np.nanmax(inside):
+            if (inside < 0).any() and (inside > 0).any():
                 ax.contour(
                     p[:, 0], q[0], inside.T, [0.0], colors="0.35", linestyles=":", linewidths=1.1
                 )
