@@ -19,6 +19,18 @@ def test_exponents_and_possible_winners():
     assert am.dynamics.possible_winners(model).tolist() == [True, False, True]
 
 
+def test_exponents_of_a_large_head_take_one_row():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(40_000, 8)), rng.normal(size=(8, 4)), rng.normal(size=(8, 4))
+    head = am.CCMC.from_attention_head(*weights)
+    e, q, k = weights
+    row = e[7] @ q @ (e @ k).T / 2  # 1 / sqrt(r)
+    found = am.dynamics.winner_exponents(head, 7)
+    np.testing.assert_allclose(np.log(found), row - row[7], atol=1e-4 * abs(row).max())
+    with pytest.raises(ValueError, match="GiB"):
+        am.dynamics.winner_exponents(head, {1, 7})
+
+
 def test_ties_and_zeros():
     model = am.CCMC.from_transition_matrix([[0.5, 0.5], [1.0, 0.0]])
     assert am.dynamics.possible_winners(model).tolist() == [False, False]

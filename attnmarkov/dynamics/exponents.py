@@ -11,6 +11,7 @@ import numpy as np
 from attnmarkov import _validate
 from attnmarkov.dynamics import _supports
 from attnmarkov.dynamics._models import as_ccmc
+from attnmarkov.model import AttentionHead
 
 if TYPE_CHECKING:
     from jaxtyping import Array, Bool, Float, Int
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def winner_exponents(
-    model: CCMC | SelfAttention, winner: int | Iterable[int] | ArrayLike
+    model: CCMC | SelfAttention | AttentionHead, winner: int | Iterable[int] | ArrayLike
 ) -> Float[Array, " token"]:
     """Growth exponents ``λ_j`` of all tokens beside a winner, or a set of winners.
 
@@ -32,7 +33,8 @@ def winner_exponents(
     (:func:`equilibria`).
 
     Args:
-        model: The CCMC, or self-attention, that generates.
+        model: The CCMC, self-attention or attention head that generates. Of a head a single
+            winner takes one row of logits only, a set all of them.
         winner: Token id ``w``, or several: a set, a list, a vector, keys of a dict.
 
     Returns:
@@ -55,11 +57,14 @@ def winner_exponents(
     >>> print(winner_exponents(pair, {0, 1}).round(3))
     [1.  1.  0.5]
     """
-    model = as_ccmc(model)
+    if not isinstance(model, AttentionHead):
+        model = as_ccmc(model)
     ids = as_winners(winner, model.num_tokens)
     if len(ids) == 1:
-        row = model.logits[ids[0]]
+        head = isinstance(model, AttentionHead)
+        row = model.logits_of(ids[0]) if head else model.logits[ids[0]]
         return jnp.exp(row - row[ids[0]])
+    model = as_ccmc(model)
     log_q = _supports.log_weights(model)
     found = _supports.solve_linear(log_q, ids[None])
     if len(found.supports) == 0:
