@@ -11,6 +11,7 @@ from scipy import optimize
 if TYPE_CHECKING:
     import attnmarkov as am
 
+_LEAST = -200.0  # log shares below are as far as a search need go
 _ALIKE = 1e-6  # shares nearer than this are one equilibrium
 
 
@@ -32,7 +33,7 @@ def _on_face(p: np.ndarray, num_starts: int, rng: np.random.Generator) -> list[n
         return [np.ones(1)]
 
     def drift(z: np.ndarray) -> np.ndarray:
-        m = np.exp(z - z.max())
+        m = np.exp(np.maximum(z - z.max(), _LEAST))
         m = m / m.sum()
         law = p * m / (p @ m)[:, None]
         visits = np.linalg.solve(np.eye(size) - law.T + 1, np.ones(size))
