@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import estimate_oracles as oracle
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 import attnmarkov as am
 
 SOLVERS = ["newton", "lbfgs"]
+fit_module = importlib.import_module("attnmarkov.estimate.fit")  # am.estimate.fit is the function
 
 
 def assert_same_fit(a, b, atol=2e-5):
@@ -193,3 +196,23 @@ def test_labels_of_padding_are_not_looked_at_but_others_are():
     with pytest.raises(ValueError, match="y: "):
         am.fit(prompts, [7, 0], weights=[1, 0])
     am.fit(prompts, [1, 7], weights=[1, 0])
+
+
+def test_numbers_of_prompts_share_a_program_and_change_nothing():
+    teacher = am.CCMC.from_transition_matrix([[0.5, 0.3, 0.2], [0.2, 0.6, 0.2], [0.3, 0.3, 0.4]])
+    prompts = am.prompts.uniform(jax.random.key(0), 62, 5, 3)
+    y = np.asarray(teacher.sample(jax.random.key(1), prompts))
+
+    def first(n: int) -> am.Prompts:
+        return am.Prompts.from_counts(np.asarray(prompts.counts)[:n], np.asarray(prompts.last)[:n])
+
+    am.fit(first(62), y)
+    compiled = fit_module._fit._cache_size()
+    filled = {n: am.fit(first(n), y[:n]) for n in (40, 51)}
+    assert fit_module._fit._cache_size() == compiled
+    for n, found in filled.items():  # traced data are taken as they are
+        assert_same_fit(found, jax.jit(am.fit)(first(n), y[:n]))
+        own, plain = am.coverage(first(n)), jax.jit(am.coverage)(first(n))
+        np.testing.assert_allclose(
+            own.algebraic_connectivity, plain.algebraic_connectivity, rtol=1e-5
+        )
