@@ -15,6 +15,7 @@ def libraries() -> tuple[Any, Any]:
         ImportError: If one is not installed, saying how to.
     """
     try:
+        # Of the extra hf: where it is not installed, the type checker knows neither.
         import torch  # pyright: ignore[reportMissingImports]
         import transformers  # pyright: ignore[reportMissingImports]
     except ImportError as error:

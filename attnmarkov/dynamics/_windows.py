@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from attnmarkov.model import Decoder, LagContext, Sampling, WindowContext
@@ -113,7 +114,7 @@ def _decoded(decoder: Decoder, scores: np.ndarray) -> np.ndarray:
             room *= 4
         padded = np.zeros((room, scores.shape[1]), np.float32)
         padded[: len(scores)] = scores
-        cut = np.asarray(decoder.log_law(padded), np.float64)[: len(scores)]  # pyright: ignore[reportArgumentType]
+        cut = np.asarray(decoder.log_law(jnp.asarray(padded)), np.float64)[: len(scores)]
         if not isinstance(decoder, Sampling):
             return cut
         scores = np.where(cut > -np.inf, scores, -np.inf)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -140,25 +140,10 @@ def fit(
 
 
 @partial(jax.jit, static_argnames=("solver", "batch_size"))
-def _fit(
-    counts: jax.Array,
-    last: jax.Array,
-    y: jax.Array,
-    weights: jax.Array | None,
-    log_counts: jax.Array | None,
-    groups: jax.Array | None,
-    prior: Prior,
-    tolerance: jax.Array,
-    max_iterations: jax.Array,
-    key: jax.Array | None,
-    *,
-    solver: str | optax.GradientTransformation,
-    batch_size: int | None,
-) -> Fit:
+def _fit(counts: jax.Array, *rest: Any, solver: Any, batch_size: int | None) -> Fit:
+    """:func:`_solve`, group by group where it is vmapped."""
     solve = partial(_solve, solver=solver, batch_size=batch_size)
-    return by_groups(solve, counts.size)(
-        counts, last, y, weights, log_counts, groups, prior, tolerance, max_iterations, key
-    )
+    return by_groups(solve, counts.size)(counts, *rest)
 
 
 def _solve(

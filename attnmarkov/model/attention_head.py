@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from attnmarkov import _validate
-from attnmarkov.model.ccmc import CCMC
+from attnmarkov.model.ccmc import CCMC, check_context
 from attnmarkov.model.maps import centre_logits
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class AttentionHead:
 
     def log_next_token_probs(self, counts: ArrayLike, last: ArrayLike) -> Float[Array, "*b token"]:
         """Logarithm of :meth:`next_token_probs`; minus infinity where a token cannot come."""
-        counts, last = CCMC._check_context(self, counts, last)  # type: ignore[arg-type]
+        counts, last = check_context(counts, last, self.num_tokens)
         logits = jnp.matmul(self.queries[last], self.keys.T, precision=_HIGHEST)
         return jax.nn.log_softmax(logits + jnp.log(counts.astype(logits.dtype)), axis=-1)
 

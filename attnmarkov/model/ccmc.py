@@ -136,7 +136,7 @@ class CCMC:
 
     def log_next_token_probs(self, counts: ArrayLike, last: ArrayLike) -> Float[Array, "*b token"]:
         """Logarithm of :meth:`next_token_probs`; minus infinity where a token cannot come."""
-        counts, last = self._check_context(counts, last)
+        counts, last = check_context(counts, last, self.num_tokens)
         return jax.nn.log_softmax(scores(self.logits, counts, last), axis=-1)
 
     def next_token_probs(self, counts: ArrayLike, last: ArrayLike) -> Float[Array, "*b token"]:
@@ -159,29 +159,6 @@ class CCMC:
         [0.75, 0.25]
         """
         return jnp.exp(self.log_next_token_probs(counts, last))
-
-    def _check_context(self, counts: ArrayLike, last: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        if np.shape(counts)[-1:] != (self.num_tokens,):
-            raise ValueError(
-                f"counts: expected {self.num_tokens} entries on the last axis, "
-                f"got shape {np.shape(counts)}"
-            )
-        if _validate.is_concrete(last):
-            ids = _validate.integer_array(last, "last", ndim=tuple(range(np.ndim(last) + 1)))
-            _validate.token_range(ids, "last", self.num_tokens)
-        if _validate.is_concrete(counts):
-            n = _validate.finite(counts, "counts")
-            for bad, word in (((n < 0).any(-1), "a negative entry"), (n.sum(-1) == 0, "no token")):
-                if bad.any():
-                    where = [int(i) for i in np.argwhere(bad)[0]]
-                    at = f"context {where}" if where else "the context"
-                    raise ValueError(f"counts: {at} has {word}")
-        contexts, queries = np.shape(counts)[:-1], np.shape(last)
-        try:
-            np.broadcast_shapes(contexts, queries)
-        except ValueError:
-            raise ValueError(f"last: shape {queries} disagrees with contexts {contexts}") from None
-        return jnp.asarray(counts), jnp.asarray(last)
 
     def log_prob(self, prompts: Prompts, y: ArrayLike) -> Float[Array, " prompt"]:
         """Log-probability of each label after its prompt, in nats.
@@ -248,3 +225,29 @@ def _sample(s: jax.Array, key: jax.Array, counts: jax.Array, last: jax.Array) ->
     weights = scores(s, counts, last)
     weights = jnp.exp(weights - weights.max(-1, keepdims=True))
     return _random.draw(weights, _random.words(seeds, 0))
+
+
+def check_context(
+    counts: ArrayLike, last: ArrayLike, num_tokens: int
+) -> tuple[jax.Array, jax.Array]:
+    """``counts`` (..., K) and query tokens ``last`` (...) as arrays; or a ``ValueError``."""
+    if np.shape(counts)[-1:] != (num_tokens,):
+        raise ValueError(
+            f"counts: expected {num_tokens} entries on the last axis, got shape {np.shape(counts)}"
+        )
+    if _validate.is_concrete(last):
+        ids = _validate.integer_array(last, "last", ndim=tuple(range(np.ndim(last) + 1)))
+        _validate.token_range(ids, "last", num_tokens)
+    if _validate.is_concrete(counts):
+        n = _validate.finite(counts, "counts")
+        for bad, word in (((n < 0).any(-1), "a negative entry"), (n.sum(-1) == 0, "no token")):
+            if bad.any():
+                where = [int(i) for i in np.argwhere(bad)[0]]
+                at = f"context {where}" if where else "the context"
+                raise ValueError(f"counts: {at} has {word}")
+    contexts, queries = np.shape(counts)[:-1], np.shape(last)
+    try:
+        np.broadcast_shapes(contexts, queries)
+    except ValueError:
+        raise ValueError(f"last: shape {queries} disagrees with contexts {contexts}") from None
+    return jnp.asarray(counts), jnp.asarray(last)
